@@ -1,0 +1,66 @@
+# Everything a person does here has a target; `make` alone lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+DRIVER := $(PYTHON) k8s/local/driver
+CODE := gateway/src operator/src tests hack k8s/local
+
+.PHONY: help
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+##@ Try it
+.PHONY: demo demo-down
+demo: ## From nothing to a streamed chat: cluster, images, chart, model (first run: see README)
+	$(DRIVER) demo
+demo-down: ## Remove the demo and the cluster it made
+	$(DRIVER) down
+
+##@ Develop (Python only)
+.PHONY: setup lock fmt lint test generate verify run-gateway
+setup: .venv/ready ## Make .venv with every pinned dependency and both packages
+.venv/ready: requirements/dev.txt gateway/pyproject.toml operator/pyproject.toml
+	$(PYTHON) hack/setup_venv.py
+
+lock: ## Pin requirements/*.in again, with hashes and without index addresses
+	$(PYTHON) hack/lock.py
+
+fmt: setup ## Format the Python code
+	$(BIN)/ruff format $(CODE) && $(BIN)/ruff check --fix-only -q $(CODE)
+
+lint: setup ## ruff, mypy strict, import layers, sizes, YAML
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/mypy gateway/src
+	$(BIN)/mypy operator/src
+	$(BIN)/mypy hack
+	cd k8s/local && ../../$(BIN)/mypy --config-file ../../pyproject.toml driver
+	$(BIN)/mypy tests
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python hack/check_sizes.py gateway/src operator/src hack k8s/local tests bench
+	$(BIN)/yamllint -s .
+
+test: setup ## Unit, golden, component, contract and chart tests
+	$(BIN)/pytest -m "not e2e"
+
+generate: setup ## Write the generated files: CRD, k8s/install.yaml, dashboard copies
+	$(BIN)/python hack/generate.py
+
+verify: setup ## Fail if a generated file is not what `make generate` writes
+	$(BIN)/python hack/generate.py --check
+
+run-gateway: setup ## Run the gateway here, in front of VLLM_URL
+	$(BIN)/vllm-gateway
+
+##@ Cluster
+.PHONY: cluster cluster-down images test-e2e
+cluster: ## A Kubernetes: CLUSTER=existing, kind where Docker answers, else a local one built from Go modules
+	$(DRIVER) up
+cluster-down: ## Remove the cluster that `make cluster` made
+	$(DRIVER) down
+images: ## Build the operator, gateway and vllm-cpu images
+	$(DRIVER) images
+test-e2e: setup ## End-to-end tests on the cluster, which is made when there is none
+	$(DRIVER) up --images
+	KUBECONFIG=$$($(DRIVER) kubeconfig) $(BIN)/pytest -m e2e tests/e2e

@@ -1,0 +1,39 @@
+"""Pins requirements/*.in to requirements/*.txt, with hashes for every platform and no index addresses.
+
+uv resolves once for all Python versions and platforms (`--universal`), so that one file serves a laptop
+and an image. It is fetched into a throw-away environment: nothing else here needs it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+UV = "uv==0.13.9"
+FLAGS = (
+    "--quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links "
+    "--no-annotate --custom-compile-command"
+).split()
+
+
+def compile_file(uv: Path, source: Path) -> None:
+    target = source.with_suffix(".txt")
+    command = [uv, "pip", "compile", *FLAGS, "make lock", "-o", target.name, source.name]
+    subprocess.run(command, cwd=source.parent, check=True, env=os.environ | {"UV_PYTHON_DOWNLOADS": "never"})
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        venv.create(folder, with_pip=True)
+        bin_folder = Path(folder) / "bin"
+        subprocess.run([bin_folder / "pip", "-q", "install", UV], check=True)
+        for source in sorted((ROOT / "requirements").glob("*.in")):
+            compile_file(bin_folder / "uv", source)
+
+
+if __name__ == "__main__":
+    main()

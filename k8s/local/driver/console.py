@@ -1,0 +1,71 @@
+"""What the driver says while it works: one line a step, with its elapsed time, and a live line on long ones.
+
+On a terminal the line is redrawn in place; elsewhere (CI, a file) a long step prints a line every 30 seconds,
+so that a log never stands still without a reason on it.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+QUIET_SECONDS = 30.0
+REDRAW_SECONDS = 0.5
+
+
+class Step:
+    """One step of work. `detail` is what it is doing right now; it may be set at any time, from any thread."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.detail = ""
+        self.note = ""
+        self._started = time.monotonic()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._tick, daemon=True)
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self._started
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def finish(self, mark: str) -> None:
+        self._stop.set()
+        self._thread.join()
+        clear = "\r\033[K" if sys.stdout.isatty() else ""
+        note = f"  {self.note}" if self.note else ""
+        print(f"{clear}  {mark} {self.title} {duration(self.elapsed)}{note}", flush=True)
+
+    def _tick(self) -> None:
+        live = sys.stdout.isatty()
+        while not self._stop.wait(REDRAW_SECONDS if live else QUIET_SECONDS):
+            text = f"  … {self.title} {duration(self.elapsed)}  {self.detail}"
+            print(f"\r\033[K{text[:118]}" if live else text, end="" if live else "\n", flush=True)
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"({seconds:.0f} s)" if seconds >= 1 else f"({seconds:.1f} s)"
+    return f"({int(seconds) // 60} min {int(seconds) % 60:02d} s)"
+
+
+@contextmanager
+def step(title: str) -> Iterator[Step]:
+    """Announces the work of a `with` block; marks it as done, or as failed if an exception leaves it."""
+    work = Step(title)
+    work.start()
+    try:
+        yield work
+    except BaseException:
+        work.finish("✗")
+        raise
+    work.finish("✓")
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
