@@ -1,0 +1,59 @@
+"""One installed release and one served model for all end-to-end tests; each test leaves both as it found them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import cluster
+import pytest
+
+HELM_WAIT = "5m"
+
+
+def install_chart() -> None:
+    cluster.run(
+        cluster.tool("helm"),
+        *("upgrade", "--install", "vllm-fleet", str(cluster.ROOT / "charts" / "vllm-fleet")),
+        *("--namespace", cluster.SYSTEM_NAMESPACE, "--create-namespace", "--wait", "--timeout", HELM_WAIT),
+        *("--set", "gateway.config.shutdownDelay=5s"),
+    )
+
+
+@pytest.fixture(scope="session")
+def release() -> None:
+    """The chart, installed as a user would, in a namespace that enforces Pod Security `restricted`."""
+    assert cluster.has_kubeconfig(), "KUBECONFIG names no cluster: run `make test-e2e`"
+    manifest = {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {
+            "name": cluster.SYSTEM_NAMESPACE,
+            "labels": {"pod-security.kubernetes.io/enforce": "restricted"},
+        },
+    }
+    cluster.apply(manifest)
+    install_chart()
+
+
+@pytest.fixture(scope="session")
+def smollm2(release: None) -> Iterator[str]:
+    """The demo's model, served by a real vLLM; yields its name. Deleted at the end, with a check for leftovers."""
+    cluster.apply(cluster.example("smollm2.yaml"))
+    cluster.wait_settled("smollm2", seconds=300)
+    yield "smollm2"
+    cluster.delete("vllm", "smollm2")
+
+
+@pytest.fixture
+def gateway(smollm2: str) -> Iterator[int]:
+    """A local port that reaches the gateway's API."""
+    with cluster.port_forward("svc/vllm-fleet-gateway", 3000) as port:
+        cluster.eventually(lambda: routed(port, smollm2), f"{smollm2} is routed by the gateway", 30)
+        yield port
+
+
+def routed(port: int, name: str) -> bool:
+    import httpx
+
+    answer = httpx.get(f"http://127.0.0.1:{port}/v1/models", timeout=5).json()
+    return name in {entry["id"] for entry in answer["data"]}

@@ -1,0 +1,143 @@
+"""Streams on a bad day, on the real cluster.
+
+Proves: a client that leaves frees the engine's slot (read from vLLM's own metrics); a killed operator changes
+nothing for callers and takes up its work again; a gateway pod that is deleted finishes its streams and is replaced;
+one that is killed is replaced; a rollout on a full GPU pool finishes the streams of the pod that goes.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import cluster
+import httpx
+
+LONG = {"message": "Write a long story about a lighthouse.", "max_tokens": 400, "temperature": 0}
+
+
+class Stream:
+    """One /chat/stream read in a thread of its own, so that a test can do something to the cluster meanwhile."""
+
+    def __init__(self, port: int, body: dict[str, Any]) -> None:
+        self.events: list[Any] = []
+        self.failure: Exception | None = None
+        self._port, self._body = port, body
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        url = f"http://127.0.0.1:{self._port}/chat/stream"
+        try:
+            with httpx.stream("POST", url, json=self._body, timeout=60) as response:
+                lines = (line for line in response.iter_lines() if line.startswith("data: "))
+                self.events.extend(json.loads(line[6:]) for line in lines)
+        except Exception as error:  # noqa: BLE001 - the test's thread asserts on it
+            self.failure = error
+
+    def wait_for_tokens(self, count: int) -> None:
+        cluster.eventually(lambda: len(self.events) >= count or self.failure, f"{count} tokens", 60, every=0.02)
+
+    def assert_whole(self) -> None:
+        self._thread.join(timeout=120)
+        assert self.failure is None, self.failure
+        assert self.events, "no event at all"
+        assert self.events[-1]["done"] is True, self.events[-1]
+        assert not [event for event in self.events if "error" in event]
+        assert self.events[-1].get("finish_reason") in {"stop", "length"}, self.events[-1]
+
+
+@contextmanager
+def gateway_pod() -> Iterator[tuple[str, int]]:
+    """One gateway pod and a port-forward that stays with it, whatever the Service does."""
+    pods = cluster.items("pods", "app.kubernetes.io/component=gateway", cluster.SYSTEM_NAMESPACE)
+    alive = [pod["metadata"]["name"] for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+    with cluster.port_forward(f"pod/{alive[0]}", 3000) as port:
+        yield alive[0], port
+
+
+def gateways_ready() -> bool:
+    deployment = cluster.get("deployment", "vllm-fleet-gateway", cluster.SYSTEM_NAMESPACE)
+    assert deployment
+    return deployment["status"].get("readyReplicas", 0) == deployment["spec"]["replicas"]
+
+
+def operator_pod() -> str:
+    pods = cluster.items("pods", "app.kubernetes.io/component=operator", cluster.SYSTEM_NAMESPACE)
+    return str(next(p["metadata"]["name"] for p in pods if "deletionTimestamp" not in p["metadata"]))
+
+
+def test_a_client_that_leaves_frees_the_engine(gateway: int, smollm2: str) -> None:
+    (pod,) = cluster.engine_pods(smollm2)
+    name = pod["metadata"]["name"]
+    url = f"http://127.0.0.1:{gateway}/chat/stream"
+    with httpx.stream("POST", url, json={**LONG, "max_tokens": 1500}, timeout=60) as response:
+        next(response.iter_lines())
+        assert cluster.running_requests(name) == 1
+    left = time.monotonic()
+    cluster.eventually(lambda: cluster.running_requests(name) == 0, "the slot is free", 5, every=0.05)
+    print(f"slot free {time.monotonic() - left:.2f} s after the client left")
+
+
+def test_a_unary_client_that_leaves_frees_the_engine(gateway: int, smollm2: str) -> None:
+    (pod,) = cluster.engine_pods(smollm2)
+    name = pod["metadata"]["name"]
+    try:
+        httpx.post(f"http://127.0.0.1:{gateway}/chat", json={**LONG, "max_tokens": 1500}, timeout=1.5)
+    except httpx.ReadTimeout:
+        pass
+    else:
+        raise AssertionError("the answer came before the client left")
+    cluster.eventually(lambda: cluster.running_requests(name) == 0, "the slot is free", 5, every=0.05)
+
+
+def test_a_killed_operator_goes_on_where_it_was(gateway: int, smollm2: str) -> None:
+    stream = Stream(gateway, LONG)
+    stream.wait_for_tokens(3)
+    before = operator_pod()
+    cluster.delete("pod", before, cluster.SYSTEM_NAMESPACE, "--grace-period=0", "--force")
+    cluster.delete("service", f"{smollm2}-engine")
+    stream.assert_whole()
+    cluster.eventually(lambda: cluster.get("service", f"{smollm2}-engine"), "the Service is back", 60)
+    cluster.eventually(lambda: operator_pod() != before, "another operator pod", 60)
+    cluster.wait_settled(smollm2, seconds=60)
+
+
+def test_a_deleted_gateway_pod_finishes_its_streams(smollm2: str) -> None:
+    with gateway_pod() as (pod, port):
+        stream = Stream(port, LONG)
+        stream.wait_for_tokens(3)
+        cluster.delete("pod", pod, cluster.SYSTEM_NAMESPACE, "--wait=false")
+        stream.assert_whole()
+    cluster.eventually(gateways_ready, "all gateways ready", 120)
+
+
+def test_a_killed_gateway_is_replaced(smollm2: str) -> None:
+    with gateway_pod() as (pod, _):
+        cluster.delete("pod", pod, cluster.SYSTEM_NAMESPACE, "--grace-period=0", "--force")
+    cluster.eventually(gateways_ready, "all gateways ready", 120)
+    with gateway_pod() as (pod, port):
+        Stream(port, {**LONG, "max_tokens": 8}).assert_whole()
+
+
+def test_a_rollout_finishes_the_streams_of_the_pod_that_goes(gateway: int, smollm2: str) -> None:
+    (old,) = cluster.engine_pods(smollm2)
+    stream = Stream(gateway, {**LONG, "max_tokens": 700})
+    stream.wait_for_tokens(3)
+    cluster.patch_spec(smollm2, {"engine": {"maxNumSeqs": 16}})
+    cluster.eventually(
+        lambda: "deletionTimestamp" in (cluster.get("pod", old["metadata"]["name"]) or {"metadata": {}})["metadata"]
+        or stream.failure
+        or not cluster.get("pod", old["metadata"]["name"]),
+        "the old pod is asked to go",
+        180,
+    )
+    stream.assert_whole()
+    cluster.wait_settled(smollm2)
+    (new,) = cluster.engine_pods(smollm2)
+    assert new["metadata"]["name"] != old["metadata"]["name"]
+    assert "--max-num-seqs" in json.dumps(new["spec"]["containers"][0])
