@@ -1,0 +1,1 @@
+"""The VLLMModel API: types, validation, CRD and reference, all from one set of Pydantic models. Pure."""

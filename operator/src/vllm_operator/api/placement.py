@@ -1,0 +1,107 @@
+"""Where a model runs and what it takes: `spec.gpu`, `spec.resources`, `spec.scheduling`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from vllm_operator.api.values import FreeForm, LabelValue, ObjectName, QualifiedName, Quantity, Rule, Section
+
+
+class Gpu(Section):
+    """The extended resource that each pod asks for."""
+
+    resource: QualifiedName | None = Field(
+        None,
+        description="Name of the resource, for example nvidia.com/mig-1g.5gb or amd.com/gpu. "
+        "Default: the operator's settings, nvidia.com/gpu.",
+    )
+    count: Annotated[int, Field(ge=0, le=64)] | None = Field(
+        None,
+        description="Devices per pod; 0 hides every GPU from it. Default: tensorParallelSize times "
+        "pipelineParallelSize, and 0 for device cpu.",
+    )
+    product: LabelValue | None = Field(
+        None, description="Only on nodes whose label nvidia.com/gpu.product has this value."
+    )
+
+
+ResourceList = Annotated[Mapping[QualifiedName, Quantity], Field(max_length=16)]
+
+
+class Resources(Section):
+    """CPU and memory of the engine's container; GPUs stand in spec.gpu."""
+
+    requests: ResourceList = Field({}, description="What the scheduler reserves, for example cpu and memory.")
+    limits: ResourceList = Field({}, description="What the container may use at most.")
+
+    rules = (
+        Rule(
+            "!has(self.requests) || !self.requests.exists(name, name.endsWith('/gpu'))",
+            "GPUs are asked for in spec.gpu",
+            lambda resources: not any(name.endswith("/gpu") for name in resources.requests),
+            ".requests",
+        ),
+        Rule(
+            "!has(self.limits) || !self.limits.exists(name, name.endsWith('/gpu'))",
+            "GPUs are asked for in spec.gpu",
+            lambda resources: not any(name.endswith("/gpu") for name in resources.limits),
+            ".limits",
+        ),
+    )
+
+
+class Toleration(Section):
+    """As in a pod."""
+
+    key: QualifiedName | None = Field(None, description="Key of the taint; empty tolerates every key.")
+    operator: Literal["Exists", "Equal"] = Field("Equal", description="Exists ignores the value.")
+    value: LabelValue | None = Field(None, description="Value of the taint.")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
+        None, description="Effect of the taint; empty tolerates every effect."
+    )
+    toleration_seconds: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = Field(
+        None, description="How long a NoExecute taint is tolerated."
+    )
+
+    rules = (
+        Rule(
+            "has(self.key) || (has(self.operator) && self.operator == 'Exists')",
+            "without a key, operator must be Exists",
+            lambda item: item.key is not None or item.operator == "Exists",
+        ),
+        Rule(
+            "!has(self.value) || !has(self.operator) || self.operator != 'Exists'",
+            "operator Exists has no value",
+            lambda item: item.value is None or item.operator != "Exists",
+            ".value",
+        ),
+        Rule(
+            "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+            "only effect NoExecute has tolerationSeconds",
+            lambda item: item.toleration_seconds is None or item.effect == "NoExecute",
+            ".tolerationSeconds",
+        ),
+    )
+
+
+class Scheduling(Section):
+    """Handed to the pods as it is."""
+
+    node_selector: Annotated[Mapping[QualifiedName, LabelValue], Field(max_length=32)] = Field(
+        {}, description="Labels that a node must have."
+    )
+    tolerations: tuple[Toleration, ...] = Field(
+        (), max_length=32, description="Taints that the pods tolerate."
+    )
+    affinity: FreeForm | None = Field(None, description="A pod's affinity.")
+    topology_spread_constraints: tuple[FreeForm, ...] = Field(
+        (), max_length=8, description="A pod's topologySpreadConstraints."
+    )
+    priority_class_name: ObjectName | None = Field(None, description="PriorityClass of the pods.")
+    runtime_class_name: ObjectName | None = Field(
+        None, description="RuntimeClass of the pods, for example nvidia."
+    )
+    scheduler_name: ObjectName | None = Field(None, description="Scheduler of the pods.")

@@ -1,0 +1,120 @@
+"""What the operator says about a model: conditions after kstatus, with a closed list of reasons.
+
+Reconciling and Stalled are absent when false and never both true; observedGeneration is in the first write.
+https://github.com/kubernetes-sigs/cli-utils/blob/master/pkg/kstatus/README.md
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from vllm_operator.api.values import Section
+
+MAX_MESSAGE = 1024
+
+
+class Reason(StrEnum):
+    """Every reason a condition can have. docs/troubleshooting.md has one entry for each."""
+
+    SERVING = "Serving"
+    SCALED_TO_ZERO = "ScaledToZero"
+    ROLLING_OUT = "RollingOut"
+    ACCEPTED = "Accepted"
+    PAUSED = "Paused"
+    STARTING = "Starting"
+    PULLING = "Pulling"
+    LOADING = "Loading"
+    DRAINING = "Draining"
+    UNSCHEDULABLE = "Unschedulable"
+    INSUFFICIENT_GPU = "InsufficientGPU"
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    CRASH_LOOPING = "CrashLooping"
+    OUT_OF_MEMORY = "OutOfMemory"
+    ENGINE_ERROR = "EngineError"
+    INVALID_SPEC = "InvalidSpec"
+    NAME_CONFLICT = "NameConflict"
+    CHILD_CONFLICT = "ChildConflict"
+    MISSING_SECRET = "MissingSecret"  # noqa: S105
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    API_ERROR = "APIError"
+
+
+DESCRIPTIONS: dict[Reason, str] = {
+    Reason.SERVING: "Every wanted replica is ready.",
+    Reason.SCALED_TO_ZERO: "No replica is wanted, and none runs.",
+    Reason.ROLLING_OUT: "The previous revision serves while the new one starts.",
+    Reason.ACCEPTED: "The spec is valid and its objects are in the cluster.",
+    Reason.PAUSED: "The annotation vllm-fleet.dev/paused stops reconciliation. Remove it to go on.",
+    Reason.STARTING: "The pods are being made.",
+    Reason.PULLING: "The node pulls the image or mounts the volumes.",
+    Reason.LOADING: "The engine loads the weights; the message says since when.",
+    Reason.DRAINING: "The last streams end in pods that are to go.",
+    Reason.UNSCHEDULABLE: "No node fits; the message is the scheduler's own.",
+    Reason.INSUFFICIENT_GPU: "No node has the GPUs free; the scheduler's words, and the node with most.",
+    Reason.IMAGE_PULL_FAILED: "The node cannot pull the image. Check its name, and imagePullSecrets.",
+    Reason.CRASH_LOOPING: "The engine ends again and again; the message holds its last line.",
+    Reason.OUT_OF_MEMORY: "The kernel killed the engine, or CUDA had no memory left. Raise "
+    "resources.limits.memory, or lower engine.maxModelLen or engine.gpuMemoryUtilization.",
+    Reason.ENGINE_ERROR: "The engine ended with an error; the message holds its last line.",
+    Reason.INVALID_SPEC: "A field is wrong; the message says how to mend it. What runs is left as it is.",
+    Reason.NAME_CONFLICT: "An older model of another namespace holds a short name; <namespace>/<name> works.",
+    Reason.CHILD_CONFLICT: "An object of the child's name exists that this model does not own.",
+    Reason.MISSING_SECRET: "A Secret or ConfigMap that the pods refer to is not there, or lacks the key.",
+    Reason.QUOTA_EXCEEDED: "A quota, a LimitRange or an admission policy refuses an object or its pods.",
+    Reason.API_ERROR: "The API server refused or could not be reached; the operator tries again by itself.",
+}
+
+ConditionType = Literal["Accepted", "Ready", "Reconciling", "Stalled"]
+
+
+class Condition(Section):
+    """As metav1.Condition."""
+
+    type: ConditionType = Field(description="Accepted, Ready, Reconciling or Stalled.")
+    status: Literal["True", "False", "Unknown"] = Field(description="True, False or Unknown.")
+    reason: Annotated[str, Field(max_length=64)] = Field(description="One word of the documented list.")
+    message: Annotated[str, Field(max_length=MAX_MESSAGE)] = Field(
+        "", description="For a person, with what to do."
+    )
+    last_transition_time: Annotated[str, Field(max_length=32)] = Field(
+        description="When status last changed.", json_schema_extra={"format": "date-time"}
+    )
+    observed_generation: Annotated[int, Field(ge=0)] = Field(0, description="Generation that was judged.")
+
+
+class Status(Section):
+    """Written by the operator alone, and only when something in it changes."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    observed_generation: Annotated[int, Field(ge=0)] = Field(0, description="Generation that was acted on.")
+    replicas: Annotated[int, Field(ge=0)] = Field(
+        0, description="Pods of any revision, terminating ones left out."
+    )
+    ready_replicas: Annotated[int, Field(ge=0)] = Field(0, description="Pods that serve.")
+    selector: Annotated[str, Field(max_length=512)] = Field(
+        "", description="Selector of the pods, for autoscalers."
+    )
+    served_names: tuple[Annotated[str, Field(max_length=128)], ...] = Field(
+        (), max_length=16, description="Short names granted to this model; the gateway routes no others."
+    )
+    endpoint: Annotated[str, Field(max_length=253)] = Field(
+        "", description="The engine's Service, inside the cluster."
+    )
+    image: Annotated[str, Field(max_length=512)] = Field("", description="Image of the engine.")
+    image_default_for: Annotated[str, Field(max_length=16)] = Field(
+        "", description="Device whose default image is pinned; empty where spec.image is set."
+    )
+    gpus: Annotated[int, Field(ge=0)] = Field(0, description="GPUs of all wanted replicas.")
+    conditions: tuple[Condition, ...] = Field(
+        (),
+        max_length=8,
+        description="Accepted, Ready, Reconciling, Stalled.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+
+    def condition(self, kind: ConditionType) -> Condition | None:
+        return next((item for item in self.conditions if item.type == kind), None)

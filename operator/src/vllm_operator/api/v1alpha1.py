@@ -1,0 +1,254 @@
+"""`VLLMModel` of vllm-fleet.dev/v1alpha1: the spec's top, rules across sections, columns, subresources."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field
+
+from vllm_operator import names
+from vllm_operator.api.engine import Engine
+from vllm_operator.api.placement import Gpu, Resources, Scheduling
+from vllm_operator.api.serving import Autoscaling, Gateway, Replicas, Rollout
+from vllm_operator.api.source import MODELS_PATH, HuggingFaceSource, Source
+from vllm_operator.api.status import Status
+from vllm_operator.api.values import (
+    DNS_LABEL,
+    Duration,
+    Image,
+    ObjectName,
+    Rule,
+    Section,
+    duration_rule,
+    seconds,
+    text,
+)
+
+FULL_NAME_PATTERN = f"^{DNS_LABEL}/[a-z]([-a-z0-9]*[a-z0-9])?$"
+
+
+def _unique(items: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(items)) != len(items):
+        raise ValueError("must not name the same twice")
+    return items
+
+
+class ImagePullSecret(Section):
+    """A reference to a Secret with registry credentials."""
+
+    name: ObjectName = Field(description="Name of the Secret, in the model's namespace.")
+
+
+def _gpus_match(spec: Spec) -> bool:
+    wanted = spec.gpu.count
+    return (
+        wanted in (None, 0) or wanted == spec.engine.tensor_parallel_size * spec.engine.pipeline_parallel_size
+    )
+
+
+def _path_fits_source(spec: Spec) -> bool:
+    if spec.source.local is not None:
+        return spec.model.startswith("/")
+    if spec.source.volume is not None:
+        return spec.source.volume.path is not None or spec.model.startswith(f"{MODELS_PATH}/")
+    return not spec.model.startswith("/")
+
+
+_PARALLEL = "self.?engine.?tensorParallelSize.orValue(1) * self.?engine.?pipelineParallelSize.orValue(1)"
+_LOCAL = "!has(self.source) || !has(self.source.local) || self.model.startsWith('/')"
+_VOLUME = (
+    "!has(self.source) || !has(self.source.volume) || has(self.source.volume.path)"
+    f" || self.model.startsWith('{MODELS_PATH}/')"
+)
+_HUB = "(has(self.source) && !has(self.source.huggingFace)) || !self.model.startsWith('/')"
+
+
+class Spec(Section):
+    """What a person asks for."""
+
+    model: Annotated[str, text(512, r"^[A-Za-z0-9/._~][A-Za-z0-9/._~@:+=-]*$")] = Field(
+        description="Hugging Face id such as meta-llama/Llama-3.1-8B-Instruct, or a path "
+        "where source is local or volume."
+    )
+    served_names: Annotated[
+        tuple[Annotated[str, text(128, r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$")], ...], AfterValidator(_unique)
+    ] = Field(
+        (),
+        max_length=16,
+        description="Short names by which callers ask for the model; <namespace>/<name> always works. "
+        "Default: metadata.name.",
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+    source: Source = Field(
+        Source(hugging_face=HuggingFaceSource()),
+        description="Where the weights come from. Default: huggingFace.",
+    )
+    image: Image | None = Field(None, description="Image of the engine. Default: the operator's settings.")
+    image_pull_secrets: tuple[ImagePullSecret, ...] = Field(
+        (), max_length=16, description="Credentials to pull the image."
+    )
+    engine: Engine = Field(Engine(), description="vLLM's own settings.")
+    gpu: Gpu = Field(Gpu(), description="The GPUs of each pod.")
+    resources: Resources = Field(Resources(), description="CPU and memory of the engine's container.")
+    replicas: Replicas | None = Field(
+        None,
+        description="Pods that serve the model; `kubectl scale` sets it. Default: 1. Not with autoscaling.",
+    )
+    autoscaling: Autoscaling | None = Field(None, description="Replicas by load. Not with replicas.")
+    start_timeout: Duration | None = Field(
+        None,
+        description="How long a pod may take from its start to serving, download included. Default: 30m.",
+    )
+    rollout: Rollout = Field(Rollout(), description="How a change is brought out.")
+    gateway: Gateway = Field(Gateway(), description="How the gateway treats requests for the model.")
+    scheduling: Scheduling = Field(Scheduling(), description="Which nodes the pods may run on.")
+
+    rules = (
+        Rule(
+            f"!has(self.gpu) || !has(self.gpu.count) || self.gpu.count == 0 || self.gpu.count == {_PARALLEL}",
+            "must be engine.tensorParallelSize times engine.pipelineParallelSize (or 0 for none): "
+            "set engine.tensorParallelSize to the number of GPUs, or leave gpu.count out",
+            _gpus_match,
+            ".gpu.count",
+        ),
+        Rule(
+            "!(has(self.replicas) && has(self.autoscaling))",
+            "set either replicas or autoscaling",
+            lambda spec: spec.replicas is None or spec.autoscaling is None,
+            ".replicas",
+        ),
+        Rule(
+            _LOCAL,
+            "must be an absolute path in the image, because source is local",
+            lambda spec: spec.source.local is None or _path_fits_source(spec),
+            ".model",
+        ),
+        Rule(
+            _VOLUME,
+            f"must be a path under {MODELS_PATH}, or set source.volume.path",
+            lambda spec: spec.source.volume is None or _path_fits_source(spec),
+            ".model",
+        ),
+        Rule(
+            _HUB,
+            "is a path, but source is huggingFace: set source.local or source.volume, or give an id",
+            lambda spec: spec.source.hugging_face is None or _path_fits_source(spec),
+            ".model",
+        ),
+        Rule(
+            f"!has(self.servedNames) || self.servedNames.all(name, !name.matches('{FULL_NAME_PATTERN}'))",
+            "must not look like <namespace>/<name>, which could be another model's",
+            lambda spec: not any(re.search(FULL_NAME_PATTERN, name) for name in spec.served_names),
+            ".servedNames",
+        ),
+        duration_rule("startTimeout", "10s", "24h"),
+    )
+
+    @property
+    def device(self) -> Literal["cuda", "cpu"]:
+        if self.engine.device == "auto":
+            return "cpu" if self.gpu.count == 0 else "cuda"
+        return self.engine.device
+
+    @property
+    def gpu_count(self) -> int:
+        """Devices per pod."""
+        if self.gpu.count is not None:
+            return self.gpu.count
+        if self.device == "cpu":
+            return 0
+        return self.engine.tensor_parallel_size * self.engine.pipeline_parallel_size
+
+    @property
+    def wanted_replicas(self) -> int:
+        if self.autoscaling is not None:
+            return max(1, self.autoscaling.min_replicas)
+        return 1 if self.replicas is None else self.replicas
+
+    @property
+    def start_seconds(self) -> int:
+        return int(seconds(self.start_timeout or "30m"))
+
+    @property
+    def drain_seconds(self) -> int:
+        return int(seconds(self.rollout.drain_timeout or "10m"))
+
+
+class Metadata(Section):
+    """The parts of ObjectMeta that matter here."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: Annotated[str, Field(max_length=253)]
+    namespace: str = "default"
+    uid: str = "00000000-0000-0000-0000-000000000000"  # of a manifest that was never applied
+    generation: int = 0
+    creation_timestamp: str = ""
+    deletion_timestamp: str | None = None
+    annotations: Mapping[str, str] = {}
+
+    @property
+    def key(self) -> names.ModelKey:
+        return names.ModelKey(self.namespace, self.name)
+
+
+class VLLMModel(Section):
+    """A large language model served by vLLM on this cluster."""
+
+    metadata: Metadata
+    spec: Spec = Field(description="What is asked for.")
+    status: Status = Field(Status(), description="What is, as the operator sees it.")
+
+    rules = (
+        Rule(
+            f"self.metadata.name.size() <= {names.MAX_NAME_LENGTH}",
+            f"metadata.name must have at most {names.MAX_NAME_LENGTH} characters: names are made from it",
+            lambda model: len(model.metadata.name) <= names.MAX_NAME_LENGTH,
+        ),
+        Rule(
+            f"self.metadata.name.matches('{names.NAME_PATTERN}')",
+            "metadata.name must begin with a letter and hold only lower-case letters, digits and '-': "
+            "a Service is named after it",
+            lambda model: re.search(names.NAME_PATTERN, model.metadata.name) is not None,
+        ),
+    )
+
+    @property
+    def served_names(self) -> tuple[str, ...]:
+        """The short names asked for."""
+        return self.spec.served_names or (self.metadata.name,)
+
+    @property
+    def paused(self) -> bool:
+        return self.metadata.annotations.get(names.ANNOTATION_PAUSED, "false") != "false"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of `kubectl get`; priority 1 is shown with `-o wide`."""
+
+    name: str
+    type: Literal["string", "integer", "date"]
+    path: str
+    priority: int = 0
+
+
+COLUMNS = (
+    Column("Model", "string", ".spec.model"),
+    Column("Ready", "string", '.status.conditions[?(@.type=="Ready")].status'),
+    Column("Replicas", "integer", ".status.replicas"),
+    Column("GPUs", "integer", ".status.gpus"),
+    Column("Reason", "string", '.status.conditions[?(@.type=="Ready")].reason'),
+    Column("Age", "date", ".metadata.creationTimestamp"),
+    Column("Ready replicas", "integer", ".status.readyReplicas", 1),
+    Column("Endpoint", "string", ".status.endpoint", 1),
+    Column("Message", "string", '.status.conditions[?(@.type=="Ready")].message', 1),
+)
+SCALE = {
+    "specReplicasPath": ".spec.replicas",
+    "statusReplicasPath": ".status.replicas",
+    "labelSelectorPath": ".status.selector",
+}

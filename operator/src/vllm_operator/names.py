@@ -1,0 +1,59 @@
+"""Every name that the operator, the cluster and the gateway agree on. No logic beyond joining strings."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+GROUP = "vllm-fleet.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "VLLMModel"
+PLURAL = "vllmmodels"
+
+FIELD_MANAGER = "vllm-operator"
+LEASE_NAME = "vllm-operator"
+
+LABEL_MODEL = f"{GROUP}/model"
+LABEL_MODEL_UID = f"{GROUP}/model-uid"
+LABEL_COMPONENT = "app.kubernetes.io/component"
+ANNOTATION_HASH = f"{GROUP}/manifest-hash"
+ANNOTATION_PAUSED = f"{GROUP}/paused"
+
+ENGINE = "engine"  # the container, the component, and the suffix of the children's names
+ENGINE_PORT = 8000
+ENGINE_PORT_NAME = "http"
+
+# A child's name is the model's plus at most 18 characters, and a label value has 63.
+MAX_NAME_LENGTH = 45
+NAME_PATTERN = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
+
+
+class ModelKey(NamedTuple):
+    """What the queue is keyed by. No uid: a model made anew under the name has children of the same names."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+def engine_name(model: str) -> str:
+    """The Deployment's and the Service's name. Never `vllm`: its service variables would break vLLM."""
+    return f"{model}-{ENGINE}"
+
+
+def selector_labels(model: str) -> dict[str, str]:
+    """A Deployment's selector can never change, so it holds only what never will."""
+    return {LABEL_MODEL: model, LABEL_COMPONENT: ENGINE}
+
+
+def labels(model: str, uid: str) -> dict[str, str]:
+    return {
+        **selector_labels(model),
+        LABEL_MODEL_UID: uid,
+        "app.kubernetes.io/name": "vllm-engine",
+        "app.kubernetes.io/instance": model,
+        "app.kubernetes.io/managed-by": "vllm-operator",
+        "app.kubernetes.io/part-of": "vllm-fleet",
+    }

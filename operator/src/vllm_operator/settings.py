@@ -1,0 +1,110 @@
+"""The operator's one configuration file: YAML in camelCase, unknown keys refused.
+
+A ConfigMap of the chart holds it (`operator.config`); every key has a default, so an empty file is a valid one.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from vllm_operator.api.values import Image, QualifiedName, Section
+from vllm_operator.errors import SettingsError
+from vllm_operator.names import LEASE_NAME
+
+DEFAULT_PATH = Path("/etc/vllm-fleet/operator.yaml")
+
+
+class Images(Section):
+    """The engine's image where a model names none."""
+
+    cuda: Image = Field("vllm/vllm-openai:v0.32.0", description="For device cuda.")
+    cpu: Image = Field("vllm-fleet/vllm-cpu:0.32.0", description="For device cpu.")
+
+
+class LeaseSettings(Section):
+    """Leader election. The defaults are those of Kubernetes' own controllers."""
+
+    name: Annotated[str, Field(min_length=1, max_length=63)] = Field(
+        LEASE_NAME, description="Name of the Lease, in the operator's own namespace."
+    )
+    duration_seconds: Annotated[int, Field(ge=2, le=600)] = Field(
+        15, description="How long a leader that no longer renews is waited for."
+    )
+    renew_seconds: Annotated[int, Field(ge=1, le=600)] = Field(
+        10,
+        description="A leader that could not renew for so long stops its work, well before another begins.",
+    )
+    retry_seconds: Annotated[float, Field(gt=0, le=600)] = Field(
+        2, description="Between two attempts to renew or to take over."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LeaseSettings:
+        if not self.duration_seconds > self.renew_seconds > self.retry_seconds:
+            raise ValueError("durationSeconds > renewSeconds > retrySeconds must hold")
+        return self
+
+
+class GpuSettings(Section):
+    """The extended resource of models that name none."""
+
+    resource: QualifiedName = Field("nvidia.com/gpu", description="Where a model's gpu.resource is absent.")
+    watch_nodes: bool = Field(
+        True,
+        description="Count free GPUs from nodes and all pods, for rollouts and messages. Needs the right to list "
+        "both; without it the operator works, and Auto rollouts are in place.",
+    )
+
+
+class Settings(Section):
+    """Everything that a platform decides for all models."""
+
+    images: Images = Field(Images(), description="Default images.")
+    gpu: GpuSettings = Field(GpuSettings(), description="GPUs.")
+    watch_namespaces: tuple[Annotated[str, Field(min_length=1, max_length=63)], ...] = Field(
+        (), description="Namespaces whose models are served. Empty: all."
+    )
+    management_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        9090, description="Port of /metrics, /livez and /readyz. 0 takes a free one."
+    )
+    management_host: str = Field("", description="Address to listen on. Empty: all.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least level that is logged."
+    )
+    log_format: Literal["json", "text"] = Field(
+        "json", description="One JSON object a line, or text for people."
+    )
+    lease: LeaseSettings = Field(LeaseSettings(), description="Leader election.")
+    max_concurrent_reconciles: Annotated[int, Field(ge=1, le=256)] = Field(
+        8, description="Models worked on at once; one model never twice."
+    )
+    resync_seconds: Annotated[int, Field(ge=10, le=86400)] = Field(
+        300, description="Between two full lists of the models, which heal what a watch missed."
+    )
+
+
+def load_settings(path: Path | None) -> Settings:
+    """The file's settings, or the defaults where it is absent and was not asked for. Raises SettingsError."""
+    if path is None and not DEFAULT_PATH.exists():
+        return Settings()
+    path = path or DEFAULT_PATH
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise SettingsError(f"{path}: {error}") from error
+    return parse_settings(raw or {}, str(path))
+
+
+def parse_settings(raw: Any, where: str) -> Settings:
+    try:
+        return Settings.model_validate_json(json.dumps(raw))
+    except ValidationError as error:
+        lines = (
+            f"{where}: {'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors()
+        )
+        raise SettingsError("\n".join(lines)) from error
