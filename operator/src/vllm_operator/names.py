@@ -17,6 +17,7 @@ LABEL_MODEL = f"{GROUP}/model"
 LABEL_MODEL_UID = f"{GROUP}/model-uid"
 LABEL_COMPONENT = "app.kubernetes.io/component"
 ANNOTATION_HASH = f"{GROUP}/manifest-hash"
+ANNOTATION_TEMPLATE_HASH = f"{GROUP}/template-hash"
 ANNOTATION_PAUSED = f"{GROUP}/paused"
 
 ENGINE = "engine"  # the container, the component, and the suffix of the children's names

@@ -1,6 +1,6 @@
 """The operator's one configuration file: YAML in camelCase, unknown keys refused.
 
-A ConfigMap of the chart holds it (`operator.config`); every key has a default, so an empty file is a valid one.
+A ConfigMap of the chart holds it (`operator.config`); every key has a default, so an empty file is valid.
 """
 
 from __future__ import annotations

@@ -1,0 +1,15 @@
+"""`render(model, settings, facts)`: every object that a model needs. Pure: the same in, the same out."""
+
+from __future__ import annotations
+
+from vllm_operator.api.v1alpha1 import VLLMModel
+from vllm_operator.render.facts import NOTHING_KNOWN, Facts, Manifest
+from vllm_operator.render.workload import deployment_manifest, service_manifest, stamped
+from vllm_operator.settings import Settings
+
+__all__ = ["render"]
+
+
+def render(model: VLLMModel, settings: Settings, facts: Facts = NOTHING_KNOWN) -> tuple[Manifest, ...]:
+    """In the order of creation: the Service first, so that the first endpoint finds it."""
+    return stamped(service_manifest(model)), stamped(deployment_manifest(model, settings, facts))

@@ -1,0 +1,55 @@
+"""What `render` and `observe` may know of the cluster, read beforehand and frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Taint:
+    key: str
+    value: str
+    effect: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node and its extended resources that no pod has asked for."""
+
+    name: str
+    labels: Mapping[str, str]
+    taints: tuple[Taint, ...]
+    schedulable: bool
+    free: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class LiveDeployment:
+    """What a rollout in progress was decided on: the pod template's hash and the strategy as it stands."""
+
+    template_hash: str
+    strategy: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ImagePin:
+    """The default image that a model got when it first ran, and the device that it was the default for."""
+
+    device: str
+    image: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """`nodes` is None where the operator may not list nodes or does not count GPUs."""
+
+    nodes: tuple[Node, ...] | None = None
+    live: LiveDeployment | None = None
+    pin: ImagePin | None = None
+
+
+NOTHING_KNOWN = Facts()

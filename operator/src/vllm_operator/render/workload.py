@@ -1,0 +1,89 @@
+"""Deployment and Service of a model, and what every child has: owner, labels, a hash of what was rendered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from vllm_operator import names
+from vllm_operator.api.v1alpha1 import VLLMModel
+from vllm_operator.render.facts import Facts, Manifest
+from vllm_operator.render.pod import pod_template, termination_grace_seconds
+from vllm_operator.render.rollout import deployment_strategy
+from vllm_operator.settings import Settings
+
+PROGRESS_SLACK_SECONDS = 60
+
+
+def digest(manifest: Manifest) -> str:
+    """16 hexadecimal digits that change with any field."""
+    canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def engine_image(model: VLLMModel, settings: Settings, facts: Facts) -> str:
+    """A default is kept once it is in use: a newer operator must not restart models by itself."""
+    device, pin = model.spec.device, facts.pin
+    if model.spec.image is not None:
+        return model.spec.image
+    if pin is not None and pin.device == device:
+        return pin.image
+    return settings.images.cuda if device == "cuda" else settings.images.cpu
+
+
+def deployment_manifest(model: VLLMModel, settings: Settings, facts: Facts) -> Manifest:
+    spec = model.spec
+    template = pod_template(model, settings, engine_image(model, settings, facts))
+    template_hash = digest(template)
+    manifest = _child("apps/v1", "Deployment", model)
+    manifest["metadata"]["annotations"] = {names.ANNOTATION_TEMPLATE_HASH: template_hash}
+    manifest["spec"] = {
+        "replicas": spec.wanted_replicas,
+        "selector": {"matchLabels": names.selector_labels(model.metadata.name)},
+        "strategy": deployment_strategy(spec, settings, facts, template_hash),
+        "progressDeadlineSeconds": spec.start_seconds
+        + termination_grace_seconds(spec)
+        + PROGRESS_SLACK_SECONDS,
+        "revisionHistoryLimit": 2,
+        "template": template,
+    }
+    return manifest
+
+
+def service_manifest(model: VLLMModel) -> Manifest:
+    manifest = _child("v1", "Service", model)
+    port = {
+        "name": names.ENGINE_PORT_NAME,
+        "port": names.ENGINE_PORT,
+        "protocol": "TCP",
+        "targetPort": names.ENGINE_PORT_NAME,
+    }
+    manifest["spec"] = {
+        "type": "ClusterIP",
+        "selector": names.selector_labels(model.metadata.name),
+        "ports": [port],
+    }
+    return manifest
+
+
+def stamped(manifest: Manifest) -> Manifest:
+    """With the annotation that tells whether exactly this was rendered before."""
+    metadata = manifest["metadata"]
+    annotations = {**metadata.get("annotations", {}), names.ANNOTATION_HASH: digest(manifest)}
+    return {**manifest, "metadata": {**metadata, "annotations": annotations}}
+
+
+def _child(api_version: str, kind: str, model: VLLMModel) -> Manifest:
+    meta = model.metadata
+    owner = {"apiVersion": names.API_VERSION, "kind": names.KIND, "name": meta.name, "uid": meta.uid}
+    return {
+        "apiVersion": api_version,
+        "kind": kind,
+        "metadata": {
+            "name": names.engine_name(meta.name),
+            "namespace": meta.namespace,
+            "labels": names.labels(meta.name, meta.uid),
+            # Without blockOwnerDeletion, which would need the right to update the model's finalizers.
+            "ownerReferences": [{**owner, "controller": True}],
+        },
+    }
