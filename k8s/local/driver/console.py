@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 QUIET_SECONDS = 30.0
 REDRAW_SECONDS = 0.5
@@ -23,6 +24,7 @@ class Step:
         self.title = title
         self.detail = ""
         self.note = ""
+        self._log: Path | None = None
         self._started = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._tick, daemon=True)
@@ -30,6 +32,10 @@ class Step:
     @property
     def elapsed(self) -> float:
         return time.monotonic() - self._started
+
+    def follow(self, log: Path) -> None:
+        """Shows the last line of a log file as the detail."""
+        self._log = log
 
     def start(self) -> None:
         self._thread.start()
@@ -44,8 +50,19 @@ class Step:
     def _tick(self) -> None:
         live = sys.stdout.isatty()
         while not self._stop.wait(REDRAW_SECONDS if live else QUIET_SECONDS):
-            text = f"  … {self.title} {duration(self.elapsed)}  {self.detail}"
+            detail = last_line(self._log) if self._log else self.detail
+            text = f"  … {self.title} {duration(self.elapsed)}  {detail}"
             print(f"\r\033[K{text[:118]}" if live else text, end="" if live else "\n", flush=True)
+
+
+def last_line(log: Path) -> str:
+    """The last line of a file that another process writes to; its last 4 kB are enough to find it."""
+    try:
+        with log.open("rb") as source:
+            source.seek(max(0, log.stat().st_size - 4096))
+            return source.read().decode(errors="replace").strip().rpartition("\n")[2]
+    except OSError:
+        return ""
 
 
 def duration(seconds: float) -> str:

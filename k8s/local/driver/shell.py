@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 TAIL_LINES = 15
@@ -28,23 +30,49 @@ def run(
         sink.write(f"$ {' '.join(map(str, command))}\n".encode())
         sink.flush()
         done = subprocess.run(
-            command, cwd=cwd, env=os.environ | dict(env or {}), stdin=subprocess.DEVNULL, stdout=sink, stderr=sink
+            command,
+            cwd=cwd,
+            env=os.environ | dict(env or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
         )
     if done.returncode != 0:
         raise DriverError(f"{command[0]} failed (exit {done.returncode}). Last lines of {log}:\n{tail(log)}")
 
 
-def output(command: Sequence[str | Path], *, env: Mapping[str, str] | None = None) -> str:
-    """What a command prints on its standard output; raises DriverError with what it wrote to standard error."""
-    done = subprocess.run(
-        command, env=os.environ | dict(env or {}), stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
+def output(
+    command: Sequence[str | Path],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    text: str | None = None,
+) -> str:
+    """What a command, fed with `text`, prints on its standard output.
+
+    Raises DriverError with what it wrote to its standard error.
+    """
+    whole = os.environ | dict(env or {})
+    done = subprocess.run(command, cwd=cwd, env=whole, input=text or "", capture_output=True, text=True)
     if done.returncode != 0:
-        raise DriverError(f"{' '.join(map(str, command))} failed (exit {done.returncode}): {done.stderr.strip()}")
+        raise DriverError(
+            f"{' '.join(map(str, command))} failed (exit {done.returncode}): {done.stderr.strip()}"
+        )
     return done.stdout
 
 
+def succeeds(command: Sequence[str | Path]) -> bool:
+    """Whether a command exits with 0; what it prints is dropped."""
+    quiet = subprocess.DEVNULL
+    try:
+        return subprocess.run(command, stdin=quiet, stdout=quiet, stderr=quiet).returncode == 0
+    except OSError:
+        return False
+
+
 def tail(log: Path, lines: int = TAIL_LINES) -> str:
+    if not log.exists():
+        return "    (nothing)"
     return "\n".join(f"    {line}" for line in log.read_text(errors="replace").splitlines()[-lines:])
 
 
@@ -61,9 +89,36 @@ def debian_packages(commands: Mapping[str, str], log: Path) -> None:
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         raise DriverError(f"These packages are needed: {names}. As root: apt-get install {names}")
     env = {"DEBIAN_FRONTEND": "noninteractive"}
-    run(["apt-get", "update", "-q"], log, env=env)
-    run(["apt-get", "install", "-q", "-y", "--no-install-recommends", *missing], log, env=env)
+    wait = ["-o", "DPkg::Lock::Timeout=300"]
+    run(["apt-get", *wait, "update", "-q"], log, env=env)
+    run(["apt-get", *wait, "install", "-q", "-y", "--no-install-recommends", *missing], log, env=env)
 
 
 def find(command: str) -> str | None:
     return shutil.which(command, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+
+
+@contextmanager
+def lock(path: Path, holder: str) -> Iterator[None]:
+    """Waits for its turn, and says for whom it waits. The lock ends with the process, however that ends.
+
+    The holder may delete the file; who waited for it then starts again with the new one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with path.open("ab") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"  … waiting for {holder}", flush=True)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            if is_same(path, handle.fileno()):
+                yield
+                return
+
+
+def is_same(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

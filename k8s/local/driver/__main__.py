@@ -1,0 +1,99 @@
+"""The cluster for development: `python3 k8s/local/driver --help`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import cluster
+from console import say
+from shell import DriverError
+
+EPILOG = """environment:
+  CLUSTER            existing, kind or local (default: kind where a Docker engine answers, else local)
+  KUBECONFIG         the cluster that CLUSTER=existing means
+  GPUS               how many nvidia.com/gpu the node pretends to have (default 2)
+  KUBE_API_QPS       request limit of controller-manager and scheduler, for benches (local)
+  VLLM_FLEET_CACHE   what is built once for all clones (default ~/.cache/vllm-fleet)
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    shape = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser(
+        prog="k8s/local/driver", description=__doc__, epilog=EPILOG, formatter_class=shape
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    up = commands.add_parser("up", help="make the cluster run; quick when it does already")
+    up.add_argument(
+        "--images", action="store_true", help="also build the images that are missing or stale, and load them"
+    )
+    up.set_defaults(act=lambda given: cluster.up(images=given.images))
+    simple(commands, "down", "remove the cluster and every change to this machine", cluster.down)
+    simple(commands, "status", "what runs", cluster.status)
+    simple(commands, "kubeconfig", "print the path of the kubeconfig", lambda: say(str(cluster.kubeconfig())))
+    load = commands.add_parser("load", help="load an image archive (OCI or docker) into the cluster")
+    load.add_argument("archive", type=Path)
+    load.set_defaults(act=lambda given: cluster.load(given.archive))
+    gpus = commands.add_parser("gpus", help="change how many GPUs the node pretends to have")
+    gpus.add_argument("count", type=int, choices=range(cluster.MAX_GPUS + 1), metavar="N")
+    gpus.set_defaults(act=lambda given: cluster.set_gpu_count(given.count))
+    add_kwok(commands)
+    images = commands.add_parser("images", help="build the images", add_help=False)
+    images.add_argument("arguments", nargs=argparse.REMAINDER)
+    images.set_defaults(act=lambda given: run_images(given.arguments))
+    simple(commands, "demo", "from nothing to a streamed chat", run_demo)
+    return top
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def simple(commands: Commands, name: str, text: str, act: Callable[[], None]) -> None:
+    commands.add_parser(name, help=text).set_defaults(act=lambda _: act())
+
+
+def add_kwok(commands: Commands) -> None:
+    kwok = commands.add_parser("kwok", help="fake nodes for benches (local)")
+    kwok.add_argument("action", choices=("up", "down"))
+    kwok.add_argument("--nodes", type=int, default=10)
+    kwok.add_argument("--gpus", type=int, default=8)
+    kwok.set_defaults(act=run_kwok)
+
+
+def run_kwok(given: argparse.Namespace) -> None:
+    import kwok
+
+    if given.action == "up":
+        kwok.up(given.nodes, given.gpus)
+    else:
+        kwok.down()
+
+
+def run_images(arguments: list[str]) -> None:
+    import images
+
+    images.main(arguments)
+
+
+def run_demo() -> None:
+    import demo
+
+    demo.main()
+
+
+def main() -> None:
+    given = parser().parse_args()
+    try:
+        given.act(given)
+    except DriverError as error:
+        sys.exit(f"\n{error}")
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. Run the same again to go on; cleaning up: make cluster-down")
+
+
+if __name__ == "__main__":
+    main()

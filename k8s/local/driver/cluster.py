@@ -1,0 +1,119 @@
+"""Which cluster: the one that KUBECONFIG names, one in Docker, or one that runs on this machine itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import existing
+import kind
+import local
+from console import say
+from kubectl import Kubectl, real_nodes, set_gpus
+from paths import BIN, STATE
+from shell import DriverError, find, succeeds
+
+CHOICE = STATE / "choice"
+NAMES = ("existing", "kind", "local")
+REASONS = {
+    "existing": "the one that KUBECONFIG names",
+    "kind": "kind, in Docker",
+    "local": "a local Kubernetes of one node, built from Go modules (no Docker engine answers, or CLUSTER=local)",
+}
+MAX_GPUS = 64
+
+
+class Provider(Protocol):
+    """A way to have a cluster; modules implement it."""
+
+    def up(self, count: int) -> None: ...
+    def down(self) -> None: ...
+    def status(self) -> None: ...
+    def kubeconfig(self) -> Path: ...
+    def load(self, archive: Path) -> None: ...
+
+
+def provider(name: str) -> Provider:
+    providers: Mapping[str, Provider] = {"existing": existing, "kind": kind, "local": local}
+    return providers[name]
+
+
+def choose() -> str:
+    """CLUSTER if set, else what the last `up` chose, else kind where a Docker engine answers, else local."""
+    named = os.environ.get("CLUSTER", "")
+    if named and named not in NAMES:
+        raise DriverError(f"CLUSTER={named} is none of: {', '.join(NAMES)}")
+    if named:
+        return named
+    if CHOICE.exists():
+        return CHOICE.read_text().strip()
+    return "kind" if find("docker") and succeeds(["docker", "info"]) else "local"
+
+
+def gpu_count() -> int:
+    text = os.environ.get("GPUS", "2")
+    if not text.isdecimal() or int(text) > MAX_GPUS:
+        raise DriverError(f"GPUS={text} is not a whole number from 0 to {MAX_GPUS}")
+    return int(text)
+
+
+def up(*, images: bool = False) -> None:
+    """Makes the chosen cluster run; with `images`, builds what is missing or stale of the images and loads it."""
+    name = choose()
+    say(f"Cluster: {REASONS[name]}")
+    provider(name).up(gpu_count())
+    STATE.mkdir(exist_ok=True)
+    CHOICE.write_text(name)
+    if images:
+        import images as project_images
+
+        project_images.ensure(provider(name).load)
+
+
+def down() -> None:
+    provider(choose()).down()
+
+
+def status() -> None:
+    provider(choose()).status()
+
+
+def load(archive: Path) -> None:
+    if not archive.is_file():
+        raise DriverError(f"no such file: {archive}")
+    provider(choose()).load(archive)
+
+
+def set_gpu_count(count: int) -> None:
+    """Changes how many GPUs each node pretends to have; 0 to MAX_GPUS."""
+    name = choose()
+    if name == "existing":
+        raise DriverError("CLUSTER=existing: this driver changes no node of a cluster that it has not made")
+    client = kubectl()
+    for node in real_nodes(client):
+        set_gpus(client, node["metadata"]["name"], count)
+
+
+def on_this_machine() -> bool:
+    """Whether pods and Services have addresses that this machine itself reaches."""
+    return choose() == "local"
+
+
+def tool(name: str) -> Path:
+    """kubectl or helm, of the versions that this project is tested with."""
+    return BIN / name
+
+
+def kubeconfig() -> Path:
+    return provider(choose()).kubeconfig()
+
+
+def kubectl() -> Kubectl:
+    return Kubectl(tool("kubectl"), kubeconfig())
+
+
+def environment() -> dict[str, str]:
+    """What a program needs to find the cluster and its tools."""
+    return {"KUBECONFIG": str(kubeconfig()), "PATH": f"{BIN}:{os.environ['PATH']}"}

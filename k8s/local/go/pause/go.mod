@@ -1,0 +1,3 @@
+module vllm-fleet.dev/local/pause
+
+go 1.26.0
