@@ -1,7 +1,8 @@
 """One cluster a machine: whose it is, written where every clone looks.
 
-The bridge, the node's address and the kubelet's cgroups exist once. A live cluster of another clone is refused by
-name; a dead one (its processes gone, or its folder deleted) is somebody's rest, and the next `up` cleans it up.
+The bridge, the node's address and the kubelet's cgroups exist once. A live cluster of another clone is
+refused by name; a dead one (its processes gone, or its folder deleted) is somebody's rest, and the next
+`up` cleans it up.
 """
 
 from __future__ import annotations

@@ -16,11 +16,12 @@ from paths import BIN, STATE
 from shell import DriverError, find, succeeds
 
 CHOICE = STATE / "choice"
+GPU_COUNT = STATE / "gpus"
 NAMES = ("existing", "kind", "local")
 REASONS = {
     "existing": "the one that KUBECONFIG names",
     "kind": "kind, in Docker",
-    "local": "a local Kubernetes of one node, built from Go modules (no Docker engine answers, or CLUSTER=local)",
+    "local": "a Kubernetes of one node, built from Go modules",
 }
 MAX_GPUS = 64
 
@@ -33,6 +34,7 @@ class Provider(Protocol):
     def status(self) -> None: ...
     def kubeconfig(self) -> Path: ...
     def load(self, archive: Path) -> None: ...
+    def image_digest(self, reference: str) -> str | None: ...
 
 
 def provider(name: str) -> Provider:
@@ -53,23 +55,33 @@ def choose() -> str:
 
 
 def gpu_count() -> int:
-    text = os.environ.get("GPUS", "2")
+    """GPUS if set, else what `gpus N` asked for last, else 2: one model, and room for its next revision."""
+    text = os.environ.get("GPUS") or (GPU_COUNT.read_text() if GPU_COUNT.exists() else "2")
     if not text.isdecimal() or int(text) > MAX_GPUS:
         raise DriverError(f"GPUS={text} is not a whole number from 0 to {MAX_GPUS}")
     return int(text)
 
 
 def up(*, images: bool = False) -> None:
-    """Makes the chosen cluster run; with `images`, builds what is missing or stale of the images and loads it."""
+    """Makes the chosen cluster run; with `images`, builds what is missing or stale of the images and loads
+    it.
+    """
     name = choose()
     say(f"Cluster: {REASONS[name]}")
     provider(name).up(gpu_count())
     STATE.mkdir(exist_ok=True)
     CHOICE.write_text(name)
     if images:
-        import images as project_images
+        load_images(name)
 
-        project_images.ensure(provider(name).load)
+
+def load_images(name: str) -> None:
+    import images  # loads the builders, which no other command needs
+
+    if name == "existing":
+        images.explain_existing()
+    else:
+        images.ensure_loaded(provider(name))
 
 
 def down() -> None:
@@ -94,6 +106,7 @@ def set_gpu_count(count: int) -> None:
     client = kubectl()
     for node in real_nodes(client):
         set_gpus(client, node["metadata"]["name"], count)
+    GPU_COUNT.write_text(str(count))
 
 
 def on_this_machine() -> bool:

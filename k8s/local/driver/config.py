@@ -1,7 +1,7 @@
 """Every file and command line of the local cluster, as pure functions of where things lie.
 
-JSON stands for YAML where the reader takes YAML. Ports are the usual ones, but bound to the bridge's address, so that
-nothing that a person runs on loopback is in the way.
+JSON stands for YAML where the reader takes YAML. Ports are the usual ones, but bound to the bridge's
+address, so that nothing that a person runs on loopback is in the way.
 """
 
 from __future__ import annotations
@@ -78,8 +78,9 @@ def dumps(document: Any) -> str:
 def containerd_toml(layout: Layout) -> str:
     """containerd's configuration, version 2: what Debian 12 (1.6) and Debian 13 (1.7) both read.
 
-    `restrict_oom_score_adj`: without CAP_SYS_RESOURCE, as in many containers and small virtual machines, no sandbox
-    starts otherwise. `netns_mounts_under_state_dir` keeps every mount in the state folder, where `down` looks.
+    `restrict_oom_score_adj`: without CAP_SYS_RESOURCE, as in many containers and small virtual machines, no
+    sandbox starts otherwise. `netns_mounts_under_state_dir` keeps every mount in the state folder, where
+    `down` looks.
     """
     run = layout.state / "containerd"
     cri = 'plugins."io.containerd.grpc.v1.cri"'
@@ -133,8 +134,8 @@ def cni_conflist(layout: Layout) -> str:
 def kubelet_config(layout: Layout) -> str:
     """The kubelet's configuration.
 
-    Images cannot be pulled again here, so none is ever collected (`imageGCHighThresholdPercent`), and a nearly full
-    disk is no reason to evict as long as a gigabyte is free.
+    Images cannot be pulled again here, so none is ever collected (`imageGCHighThresholdPercent`), and a
+    nearly full disk is no reason to evict as long as a gigabyte is free.
     """
     return dumps(
         {
@@ -172,7 +173,7 @@ def kubelet_config(layout: Layout) -> str:
 
 
 def proxy_config(layout: Layout) -> str:
-    """kube-proxy's configuration; zeroes under `conntrack` mean that it leaves the machine's sysctls alone."""
+    """kube-proxy's configuration; zeroes under `conntrack` keep it from setting sysctls."""
     return dumps(
         {
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
@@ -208,7 +209,9 @@ def scheduler_config(layout: Layout, qps: int | None) -> str:
 
 
 def corefile(layout: Layout, nameservers: list[str]) -> str:
-    """CoreDNS as a program of the host: it answers on the bridge and asks the host's own name servers for the rest."""
+    """CoreDNS as a program of the host: it answers on the bridge and asks the host's own name servers for
+    the rest.
+    """
     forward = f"    forward . {' '.join(nameservers)}\n" if nameservers else ""
     return f""". {{
     bind {NODE_IP}
@@ -270,7 +273,9 @@ def arguments(layout: Layout, qps: int | None) -> dict[str, list[str]]:
 
 
 def etcd_arguments(layout: Layout) -> list[str]:
-    """etcd on the bridge with client certificates; `--unsafe-no-fsync`: its data does not outlive the cluster."""
+    """etcd on the bridge with client certificates; `--unsafe-no-fsync`: its data does not outlive the
+    cluster.
+    """
     peer = "http://127.0.0.1:0"
     return [
         f"--name={NODE}",

@@ -18,7 +18,7 @@ REDRAW_SECONDS = 0.5
 
 
 class Step:
-    """One step of work. `detail` is what it is doing right now; it may be set at any time, from any thread."""
+    """One step of work. `detail` is what it is doing right now; any thread may set it at any time."""
 
     def __init__(self, title: str) -> None:
         self.title = title

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import platform
 import subprocess
 import tarfile
+from itertools import pairwise
 from pathlib import Path
 
 from config import PAUSE_IMAGE
@@ -44,8 +44,10 @@ def import_image(archive: Path) -> None:
     ctr("images", "import", archive)
 
 
-def has_image(reference: str) -> bool:
-    return reference in ctr("images", "list", "-q").splitlines()
+def image_digest(listing: str, reference: str) -> str | None:
+    """The digest of an image in what `ctr images list` prints: name, media type, digest, …; None if not there."""
+    rows = (line.split() for line in listing.splitlines())
+    return next((row[2] for row in rows if len(row) > 2 and row[0] == reference), None)
 
 
 def clear() -> bool:
@@ -61,7 +63,7 @@ def clear() -> bool:
 
 def quietly(*arguments: str) -> None:
     """For removals, where gone already is as good."""
-    subprocess.run(command(*arguments), stdin=subprocess.DEVNULL, capture_output=True)
+    subprocess.run(command(*arguments), check=False, stdin=subprocess.DEVNULL, capture_output=True)
 
 
 def end_shims() -> None:
@@ -76,9 +78,9 @@ def end_shims() -> None:
 
 
 def is_shim(arguments: list[str]) -> bool:
-    if not arguments or not os.path.basename(arguments[0]).startswith("containerd-shim"):
+    if not arguments or not Path(arguments[0]).name.startswith("containerd-shim"):
         return False
-    return any(pair == ("-address", str(SOCKET)) for pair in zip(arguments, arguments[1:], strict=False))
+    return ("-address", str(SOCKET)) in pairwise(arguments)
 
 
 def pause_archive(program: bytes, reference: str = PAUSE_IMAGE) -> bytes:

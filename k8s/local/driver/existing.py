@@ -36,6 +36,10 @@ def kubeconfig() -> Path:
     return path.absolute()
 
 
+def image_digest(reference: str) -> str | None:
+    raise DriverError(f"CLUSTER=existing: the driver cannot see whether a node has {reference}")
+
+
 def load(archive: Path) -> None:
     raise DriverError(
         f"CLUSTER=existing: {archive} cannot be loaded into a cluster that this driver has not made.\n"

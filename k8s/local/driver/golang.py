@@ -1,7 +1,7 @@
 """The cluster's programs, built from Go modules into the cache, each kept under its version and build inputs.
 
-Only the first run is long. What building leaves behind (module sources, object files: 6 GB) is deleted after it,
-because a changed version needs most of it anew anyway.
+Only the first run is long. What building leaves behind (module sources, object files: 6 GB) is deleted
+after it, because a changed version needs most of it anew anyway.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ STRIP = "-s -w"
 class Program:
     """A program to build in the folder `go/NAME`.
 
-    `package` is its main package, `version_of` the module whose version is the program's, `stamps` the Go variables
-    that carry the version, as templates of `version`, `major` and `minor`, and `seconds` what a first build takes on two cores.
+    `package` is its main package, `version_of` the module whose version is the program's, `stamps` the Go
+    variables that carry the version, as templates of `version`, `major` and `minor`, and `seconds` what a
+    first build takes on two cores.
     """
 
     name: str
@@ -90,7 +91,9 @@ KIND = Program("kind", "sigs.k8s.io/kind", 30, "sigs.k8s.io/kind")
 
 
 def module_version(go_mod: str, module: str) -> str:
-    """The version that a go.mod text requires of a module; a module has no version in its own go.mod: `v0.0`."""
+    """The version that a go.mod text requires of a module; a module has no version in its own go.mod:
+    `v0.0`.
+    """
     if re.search(rf"^module {re.escape(module)}$", go_mod, re.MULTILINE):
         return "v0.0"
     found = re.search(rf"^(?:require)?\s+{re.escape(module)} (v\S+)", go_mod, re.MULTILINE)
@@ -106,7 +109,9 @@ def go_version(text: str) -> tuple[int, ...]:
 
 
 def ensure(programs: Sequence[Program]) -> None:
-    """Builds the programs that the cache lacks, one after the other, and then deletes the intermediate files."""
+    """Builds the programs that the cache lacks, one after the other, and then deletes the intermediate
+    files.
+    """
     if all(program.path().exists() for program in programs):
         return
     with lock(cache() / "build.lock", "another build into the same cache"):
@@ -128,7 +133,14 @@ def build(go: str, program: Program) -> None:
     minutes = f"about {program.seconds // 60 or 1} min the first time"
     with step(f"build {program.name} {program.version()} ({minutes})") as work:
         work.follow(LOG)
-        flags = ["-v", "-trimpath", "-ldflags", program.link_flags(), "-o", fresh / program.name]
+        flags: list[str | Path] = [
+            "-v",
+            "-trimpath",
+            "-ldflags",
+            program.link_flags(),
+            "-o",
+            fresh / program.name,
+        ]
         run([go, "build", *flags, program.package], LOG, cwd=program.folder, env=environment())
         if program is KWOK:
             keep_stages(go, fresh)
@@ -149,7 +161,7 @@ def keep_stages(go: str, folder: Path) -> None:
 
 
 def environment() -> dict[str, str]:
-    """Of a build: everything it writes lies in the cache, and it never fetches another toolchain by itself."""
+    """Of a build: all that it writes lies in the cache, and it never fetches another toolchain."""
     folder = cache() / "go"
     return {
         "CGO_ENABLED": "0",

@@ -1,4 +1,6 @@
-"""What the cluster changes on the machine, and how each change is undone: sysctls, bridge, nft tables, mounts, cgroups."""
+"""What the cluster changes on the machine, and how each change is undone: sysctls, bridge, nft tables,
+mounts, cgroups.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ table ip vllm-fleet {{
 
 
 def save_sysctls(record: Path) -> None:
-    """Writes down what the cluster will change, once: a second call must not take the changed values for the old."""
+    """Writes down what the cluster will change, once: a second call must not take the changed values for
+    the old.
+    """
     if record.exists():
         return
     names = [name for name in (*WANTED_SYSCTLS, *KUBELET_SYSCTLS) if (SYSCTL / name).exists()]
@@ -95,7 +99,9 @@ def bridge_exists() -> bool:
 
 
 def allow_forwarding() -> None:
-    """Lets pods through a firewall that drops forwarded packets by default, as Docker sets it up; touches no other."""
+    """Lets pods through a firewall that drops forwarded packets by default, as Docker sets it up; touches
+    no other.
+    """
     iptables = find("iptables")
     if not iptables or "-P FORWARD DROP" not in output([iptables, "-S", "FORWARD"]):
         return
@@ -156,7 +162,9 @@ def unmount(folders: Iterable[Path]) -> None:
 
 
 def remove_tree(folder: Path) -> None:
-    """Deletes a folder, but never through a mount: behind one lies what a pod has mounted, not ours to delete."""
+    """Deletes a folder, but never through a mount: behind one lies what a pod has mounted, not ours to
+    delete.
+    """
     unmount([folder])
     if folder.exists():
         shutil.rmtree(folder)
@@ -177,7 +185,9 @@ def pod_processes() -> set[int]:
 
 
 def remove_pod_cgroups() -> None:
-    """Ends what is still in the kubelet's cgroups, then removes them; they hold nothing but this cluster's pods."""
+    """Ends what is still in the kubelet's cgroups, then removes them; they hold nothing but this cluster's
+    pods.
+    """
     for _ in range(50):
         left = pod_processes()
         if not left:
@@ -199,7 +209,9 @@ def kill(pid: int) -> None:
 
 
 def remove_cni_results() -> None:
-    """libcni keeps each attachment's result in a folder that no setting moves; ours are named after our network."""
+    """libcni keeps each attachment's result in a folder that no setting moves; ours are named after our
+    network.
+    """
     for folder in (Path("/var/lib/cni/results"), Path("/var/lib/cni/cache/results")):
         for path in folder.glob("vllm-fleet-*"):
             path.unlink()

@@ -1,16 +1,18 @@
 """kind: Kubernetes in Docker, where a Docker engine answers.
 
-Not run by this project's own CI, whose machines have no Docker engine; kept as small as it can be for that reason.
+Not run by this project's own CI, whose machines have no Docker engine; kept as small as it can be for that
+reason.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import containerd
 import golang
 import tools
 from console import say, step
-from kubectl import Kubectl, real_nodes, set_gpus, wait_ready
+from kubectl import Kubectl, gpus, real_nodes, set_gpus, wait_ready
 from paths import BIN, KUBECONFIG, LOCAL, LOGS, STATE
 from shell import output, run
 
@@ -25,7 +27,16 @@ def up(count: int) -> None:
     if NAME not in output([golang.KIND.path(), "get", "clusters"]).split():
         with step("create the kind cluster") as work:
             work.follow(LOG)
-            command = ["create", "cluster", "--name", NAME, "--config", CONFIG, "--kubeconfig", KUBECONFIG]
+            command: list[str | Path] = [
+                "create",
+                "cluster",
+                "--name",
+                NAME,
+                "--config",
+                CONFIG,
+                "--kubeconfig",
+                KUBECONFIG,
+            ]
             run([golang.KIND.path(), *command], LOG)
     else:
         run([golang.KIND.path(), "export", "kubeconfig", "--name", NAME, "--kubeconfig", KUBECONFIG], LOG)
@@ -46,9 +57,7 @@ def down() -> None:
 def status() -> None:
     say(client()("get", "nodes", "-o", "wide").rstrip())
     for node in real_nodes(client()):
-        say(
-            f"  {node['metadata']['name']}: {node['status']['allocatable'].get('nvidia.com/gpu', '0')} nvidia.com/gpu"
-        )
+        say(f"  {node['metadata']['name']}: {gpus(node)} nvidia.com/gpu")
 
 
 def client() -> Kubectl:
@@ -57,6 +66,13 @@ def client() -> Kubectl:
 
 def kubeconfig() -> Path:
     return KUBECONFIG
+
+
+def image_digest(reference: str) -> str | None:
+    listing = output(
+        ["docker", "exec", f"{NAME}-control-plane", "ctr", "--namespace=k8s.io", "images", "list"]
+    )
+    return containerd.image_digest(listing, reference)
 
 
 def load(archive: Path) -> None:

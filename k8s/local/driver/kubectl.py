@@ -64,10 +64,13 @@ def gpu_patch(count: int) -> str:
 
 
 def set_gpus(kubectl: Kubectl, node: str, count: int) -> None:
-    """Advertises GPUs that are not there: scheduler and quota believe in them, and no container sees a device."""
+    """Advertises GPUs that are not there: scheduler and quota believe in them, and no container sees a
+    device.
+    """
     kubectl("label", "--overwrite", "node", node, *(f"{key}={value}" for key, value in GPU_LABELS.items()))
     kubectl("patch", "node", node, "--subresource=status", "--type=json", f"--patch={gpu_patch(count)}")
 
 
-def gpus(kubectl: Kubectl, node: str) -> int:
-    return int(kubectl.get("node", node)["status"].get("allocatable", {}).get(GPU, "0"))
+def gpus(node: Any) -> int:
+    """How many GPUs a node offers to pods."""
+    return int(node["status"].get("allocatable", {}).get(GPU, "0"))

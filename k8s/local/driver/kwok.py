@@ -12,8 +12,9 @@ from typing import Any
 import claim
 import cluster
 import golang
+from config import GPU_LABELS
 from console import step
-from kubectl import GPU, GPU_LABELS, Kubectl
+from kubectl import GPU, Kubectl, is_ready
 from shell import DriverError
 
 ANNOTATION = "kwok.x-k8s.io/node"
@@ -22,7 +23,9 @@ MAX_NODES = 1000
 
 
 def up(nodes: int, gpus: int) -> None:
-    """Starts the KWOK controller and makes `nodes` nodes of `gpus` GPUs each; a second call may change both."""
+    """Starts the KWOK controller and makes `nodes` nodes of `gpus` GPUs each; a second call may change
+    both.
+    """
     if not cluster.on_this_machine():
         raise DriverError("kwok runs beside the local cluster only (CLUSTER=local)")
     if not 0 < nodes <= MAX_NODES:
@@ -83,8 +86,6 @@ def remove(client: Kubectl, keep: set[str]) -> None:
 
 
 def wait(client: Kubectl, count: int, seconds: float = 60) -> None:
-    from kubectl import is_ready
-
     deadline = time.monotonic() + seconds
     while sum(is_ready(node) for node in fake_nodes(client)) < count:
         if time.monotonic() > deadline:

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -91,7 +91,7 @@ def status() -> None:
         )
         say(f"  {name:<24} {state}")
     say(kubectl("get", "nodes", "-o", "wide").rstrip())
-    say(f"  nvidia.com/gpu: {gpus(kubectl, NODE)}")
+    say(f"  nvidia.com/gpu: {gpus(kubectl.get('node', NODE))}")
     say(f"  export KUBECONFIG={KUBECONFIG} PATH={BIN}:$PATH")
 
 
@@ -101,6 +101,10 @@ def kubeconfig() -> Path:
 
 def load(archive: Path) -> None:
     containerd.import_image(archive)
+
+
+def image_digest(reference: str) -> str | None:
+    return containerd.image_digest(containerd.ctr("images", "list"), reference)
 
 
 def require_root() -> None:
@@ -154,7 +158,8 @@ def refuse_strangers() -> None:
         raise DriverError("another kubelet runs pods on this machine (cgroup kubepods). Use CLUSTER=existing")
     if host.bridge_exists():
         raise DriverError(
-            f"a network bridge {config.BRIDGE} exists, made by something else. If nothing needs it: ip link delete {config.BRIDGE}"
+            f"a network bridge {config.BRIDGE} exists, made by something else. "
+            f"If nothing needs it: ip link delete {config.BRIDGE}"
         )
     if routes := host.foreign_routes():
         raise DriverError(
@@ -220,15 +225,17 @@ def start_containerd(command: list[str], texts: dict[Path, str]) -> None:
         programs.stop("containerd")
         start_program("containerd", command, texts)
         programs.wait("containerd", containerd.answers, 30)
-    if not containerd.has_image(config.PAUSE_IMAGE):
+    if not image_digest(config.PAUSE_IMAGE):
         archive = STATE / "pause.tar"
         archive.write_bytes(containerd.pause_archive(golang.PAUSE.path().read_bytes()))
         containerd.import_image(archive)
         archive.unlink()
 
 
-def apply(objects: list[object]) -> None:
-    """The API server answers before its own start-up hooks have made every namespace: a refusal is tried again."""
+def apply(objects: Sequence[object]) -> None:
+    """The API server answers before its own start-up hooks have made every namespace: a refusal is tried
+    again.
+    """
     text = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
     arguments = ("apply", "--server-side", "--force-conflicts", "-f", "-")
     for _ in range(20):
@@ -242,7 +249,9 @@ def apply(objects: list[object]) -> None:
 
 
 def api_qps() -> int | None:
-    """KUBE_API_QPS: the limit that controller-manager and scheduler set themselves (by default 20 and 50 a second)."""
+    """KUBE_API_QPS: the limit that controller-manager and scheduler set themselves (by default 20 and 50 a
+    second).
+    """
     text = os.environ.get("KUBE_API_QPS", "")
     if not text:
         return None
@@ -254,8 +263,8 @@ def api_qps() -> int | None:
 def clean() -> None:
     """Takes everything down, whatever state it is in.
 
-    In this order: first what starts pods, then the pods, then the rest. Changes to the machine are undone only where
-    this boot has a record of them; without one they are not this cluster's.
+    In this order: first what starts pods, then the pods, then the rest. Changes to the machine are undone
+    only where this boot has a record of them; without one they are not this cluster's.
     """
     owned = claim.owner()
     state = owned or STATE

@@ -1,7 +1,8 @@
 """Where things lie.
 
-Three places: what is built, outside the clone, so that a second clone does not build again; the state of this
-clone's cluster, inside it; and what there can be only one of on a machine, under /run, which a reboot empties.
+Three places: what is built, outside the clone, so that a second clone does not build again; the state of
+this clone's cluster, inside it; and what there can be only one of on a machine, under /run, which a reboot
+empties.
 """
 
 from __future__ import annotations

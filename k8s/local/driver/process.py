@@ -1,8 +1,8 @@
 """Long-running programs, ended only by an identity that was written down before they ran.
 
-A process id alone is no identity: ids are used again. The id, its start time and the boot it belongs to are one,
-and the process writes them itself before it becomes the program, so that no kill of the driver, at any moment,
-leaves a program behind that nothing knows about.
+A process id alone is no identity: ids are used again. The id, its start time and the boot it belongs to are
+one, and the process writes them itself before it becomes the program, so that no kill of the driver, at any
+moment, leaves a program behind that nothing knows about.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def boot_id(proc: Path = Path("/proc")) -> str:
 
 
 def stat_fields(stat: str) -> tuple[str, int]:
-    """State and start time of a /proc/PID/stat line; the command's name in it may hold spaces and brackets."""
+    """State and start time of a /proc/PID/stat line; the command's name before them may hold spaces."""
     fields = stat.rpartition(")")[2].split()
     if len(fields) < 20:
         raise ValueError(f"not a stat line: {stat!r}")
@@ -111,13 +111,13 @@ class Supervisor:
         deadline = time.monotonic() + STOP_SECONDS
         while not record.exists() or Identity.parse(record.read_text()) is None:
             if time.monotonic() > deadline:
-                raise DriverError(
-                    f"{name} did not start. Last lines of {self.log(name)}:\n{tail(self.log(name))}"
-                )
+                raise DriverError(f"{name} did not start. {self._last_words(name)}")
             time.sleep(POLL_SECONDS / 10)
 
     def ensure(self, name: str, command: Sequence[str | Path], *, restart: bool = False) -> bool:
-        """Leaves a program alone if it runs with these arguments, else (re)starts it; True if it was started."""
+        """Leaves a program alone if it runs with these arguments, else (re)starts it; True if it was
+        started.
+        """
         running = self.find(name)
         if running and not restart and command_line(running.pid) == [str(word) for word in command]:
             return False
@@ -126,23 +126,26 @@ class Supervisor:
         return True
 
     def stop(self, name: str, seconds: float = STOP_SECONDS) -> None:
-        """Ends a program: asked first, then killed. Does nothing to a process that is not the recorded one."""
+        """Ends a program: asked first, then killed. No other process than the recorded one is touched."""
         identity = self.find(name)
         if identity:
             end(identity, seconds)
         (self._folder / name).unlink(missing_ok=True)
 
     def wait(self, name: str, ready: Callable[[], bool], seconds: float) -> None:
-        """Waits until `ready`; raises DriverError with the log's tail if the program ends first or time is up."""
+        """Waits until `ready`; raises DriverError with the log's tail if the program ends first or time is
+        up.
+        """
         deadline = time.monotonic() + seconds
         while not ready():
             if not self.find(name):
-                raise DriverError(f"{name} ended. Last lines of {self.log(name)}:\n{tail(self.log(name))}")
+                raise DriverError(f"{name} ended. {self._last_words(name)}")
             if time.monotonic() > deadline:
-                raise DriverError(
-                    f"{name} not ready in {seconds:.0f} s. Last lines of {self.log(name)}:\n{tail(self.log(name))}"
-                )
+                raise DriverError(f"{name} is not ready after {seconds:.0f} s. {self._last_words(name)}")
             time.sleep(POLL_SECONDS)
+
+    def _last_words(self, name: str) -> str:
+        return f"Last lines of {self.log(name)}:\n{tail(self.log(name))}"
 
 
 def spawn(command: Sequence[str], output: int) -> None:
@@ -154,13 +157,15 @@ def spawn(command: Sequence[str], output: int) -> None:
             (os.POSIX_SPAWN_DUP2, output, 1),
             (os.POSIX_SPAWN_DUP2, output, 2),
         ]
-        os.posix_spawn(command[0], command, os.environ, file_actions=actions, setsid=True)
+        os.posix_spawn(command[0], list(command), os.environ, file_actions=actions, setsid=True)
     finally:
         os.close(null)
 
 
 def end(identity: Identity, seconds: float = STOP_SECONDS) -> None:
-    """Ends exactly this process. A file descriptor holds on to it, so its id cannot pass to another meanwhile."""
+    """Ends exactly this process. A file descriptor holds on to it, so its id cannot pass to another
+    meanwhile.
+    """
     try:
         handle = os.pidfd_open(identity.pid)
     except ProcessLookupError:

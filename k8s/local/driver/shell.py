@@ -1,4 +1,6 @@
-"""Running other programs: output to a log file, and on failure its last lines in the error that the user sees."""
+"""Running other programs: output to a log file, and on failure its last lines in the error that the user
+sees.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +33,7 @@ def run(
         sink.flush()
         done = subprocess.run(
             command,
+            check=False,
             cwd=cwd,
             env=os.environ | dict(env or {}),
             stdin=subprocess.DEVNULL,
@@ -53,7 +56,9 @@ def output(
     Raises DriverError with what it wrote to its standard error.
     """
     whole = os.environ | dict(env or {})
-    done = subprocess.run(command, cwd=cwd, env=whole, input=text or "", capture_output=True, text=True)
+    done = subprocess.run(
+        command, check=False, cwd=cwd, env=whole, input=text or "", capture_output=True, text=True
+    )
     if done.returncode != 0:
         raise DriverError(
             f"{' '.join(map(str, command))} failed (exit {done.returncode}): {done.stderr.strip()}"
@@ -65,7 +70,7 @@ def succeeds(command: Sequence[str | Path]) -> bool:
     """Whether a command exits with 0; what it prints is dropped."""
     quiet = subprocess.DEVNULL
     try:
-        return subprocess.run(command, stdin=quiet, stdout=quiet, stderr=quiet).returncode == 0
+        return subprocess.run(command, check=False, stdin=quiet, stdout=quiet, stderr=quiet).returncode == 0
     except OSError:
         return False
 
@@ -79,8 +84,8 @@ def tail(log: Path, lines: int = TAIL_LINES) -> str:
 def debian_packages(commands: Mapping[str, str], log: Path) -> None:
     """Installs the Debian packages of the commands that are missing.
 
-    `commands` maps a command to the package that carries it. Where installing is not possible (no apt-get, not
-    root) the error names the packages, so that a person can do it.
+    `commands` maps a command to the package that carries it. Where installing is not possible (no apt-get,
+    not root) the error names the packages, so that a person can do it.
     """
     missing = sorted({package for command, package in commands.items() if not find(command)})
     if not missing:

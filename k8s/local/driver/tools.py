@@ -15,7 +15,9 @@ def ensure() -> None:
 
 
 def link(programs: dict[str, Program]) -> None:
-    """Names in `.cluster/bin` for programs in the cache; Kubernetes' program acts by the name it is called by."""
+    """Names in `.cluster/bin` for programs in the cache; Kubernetes' program acts by the name it is called
+    by.
+    """
     BIN.mkdir(parents=True, exist_ok=True)
     for name, program in programs.items():
         replace(BIN / name, program.path())
