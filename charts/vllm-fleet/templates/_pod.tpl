@@ -1,0 +1,86 @@
+{{- /* The Deployment's parts that do not depend on the component. Each takes (dict "root" $ "component" "gateway"). */ -}}
+
+{{- define "vllm-fleet.podMetadata" -}}
+{{- $values := index .root.Values .component -}}
+annotations:
+  checksum/config: {{ include "vllm-fleet.config" . | sha256sum }}
+  {{- with $values.podAnnotations }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- /* Without version and chart: an upgrade that changes nothing for this component must not restart its pods. */}}
+labels:
+  {{- include "vllm-fleet.selectorLabels" . | nindent 2 }}
+  app.kubernetes.io/part-of: vllm-fleet
+  {{- with mergeOverwrite (deepCopy .root.Values.commonLabels) $values.podLabels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end }}
+
+{{- define "vllm-fleet.podSpec" -}}
+{{- $values := index .root.Values .component -}}
+serviceAccountName: {{ include "vllm-fleet.serviceAccountName" . }}
+automountServiceAccountToken: true
+enableServiceLinks: false
+{{- with .root.Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+securityContext:
+  {{- toYaml $values.podSecurityContext | nindent 2 }}
+{{- with $values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- range $key := list "nodeSelector" "tolerations" "affinity" }}
+{{- with index $values $key }}
+{{ $key }}:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- with $values.topologySpreadConstraints }}
+topologySpreadConstraints:
+  {{- range . }}
+  {{- $own := dict "labelSelector" (dict "matchLabels" (include "vllm-fleet.selectorLabels" $ | fromYaml)) }}
+  - {{- toYaml (merge (deepCopy .) (hasKey . "labelSelector" | ternary dict $own)) | nindent 4 }}
+  {{- end }}
+{{- end }}
+volumes:
+  - name: config
+    configMap: {name: {{ include "vllm-fleet.name" . }}}
+  - name: tmp
+    emptyDir: {sizeLimit: 64Mi}
+{{- end }}
+
+{{- /* Everything of the one container but its name, arguments and ports. Starting takes seconds; the budget is a minute. */ -}}
+{{- define "vllm-fleet.container" -}}
+{{- $values := index .root.Values .component -}}
+image: {{ include "vllm-fleet.image" . }}
+imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+env:
+  - name: POD_NAME
+    valueFrom: {fieldRef: {fieldPath: metadata.name}}
+  - name: POD_NAMESPACE
+    valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
+  {{- with $values.extraEnv }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+startupProbe:
+  httpGet: {path: /livez, port: metrics}
+  periodSeconds: 1
+  failureThreshold: 60
+livenessProbe:
+  httpGet: {path: /livez, port: metrics}
+  periodSeconds: 10
+  timeoutSeconds: 5
+readinessProbe:
+  httpGet: {path: /readyz, port: metrics}
+  periodSeconds: 3
+  timeoutSeconds: 3
+  failureThreshold: 2
+resources:
+  {{- toYaml $values.resources | nindent 2 }}
+securityContext:
+  {{- toYaml $values.securityContext | nindent 2 }}
+volumeMounts:
+  - {name: config, mountPath: /etc/vllm-fleet, readOnly: true}
+  - {name: tmp, mountPath: /tmp}
+{{- end }}

@@ -1,0 +1,259 @@
+"""What the chart renders, over a matrix of values.
+
+Proves: `helm lint --strict` is content; every object is labelled and stands in the release's namespace; no
+name is too long; the gateway's grace period is shutdownDelay + drainTimeout + 15 s; images by registry, tag
+and digest; a changed configuration rolls its pods and no others; a new chart version alone rolls none;
+budgets only where two pods make them hold; monitors only where their API is, or where asked for; each
+monitor's and Service's port exists in the pods that it selects; the engine's labels and port are the
+operator's; the definition is kept on uninstall; NOTES name what was installed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+import helm
+from vllm_operator import names
+
+Values = dict[str, Any]
+PLAIN = helm.Release()
+
+MATRIX: dict[str, Values] = {
+    "defaults": {},
+    "namespaced": {"watchNamespaces": ["team-a", "team-b"]},
+    "single": {"gateway": {"replicas": 1}},
+    "highly available": {"gateway": {"replicas": 5}, "operator": {"replicas": 2}},
+    "bare": {
+        "crds": {"enabled": False},
+        "monitoring": {"monitors": False, "dashboards": {"enabled": False}},
+        "gateway": {"podDisruptionBudget": {"enabled": False}},
+    },
+    "everything set": {
+        "commonLabels": {"team": "ml"},
+        "image": {"registry": "registry.example.com/mirror/", "pullSecrets": [{"name": "pull"}]},
+        "monitoring": {
+            "monitors": True,
+            "labels": {"release": "prom"},
+            "interval": "1m",
+            "scrapeTimeout": "5s",
+        },
+        "gateway": {
+            "service": {"type": "LoadBalancer", "port": 80, "annotations": {"example.com/lb": "internal"}},
+            "nodeSelector": {"pool": "cpu"},
+            "tolerations": [{"key": "cpu", "operator": "Exists"}],
+            "affinity": {"podAntiAffinity": {}},
+            "priorityClassName": "system-cluster-critical",
+            "podAnnotations": {"example.com/a": "b"},
+            "podLabels": {"example.com/c": "d"},
+            "serviceAccount": {"create": False, "name": "mine"},
+            "extraEnv": [{"name": "A", "value": "b"}],
+        },
+    },
+}
+
+
+@pytest.fixture(params=list(MATRIX.values()), ids=list(MATRIX))
+def values(request: pytest.FixtureRequest) -> Values:
+    return dict(request.param)
+
+
+def test_lint_is_strictly_content(chart: helm.Helm, values: Values) -> None:
+    assert chart.lint(values) == []
+
+
+def test_every_object_is_labelled_and_in_a_namespace(render: Any, values: Values) -> None:
+    cluster_wide = {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"}
+    for manifest in render(values):
+        metadata = manifest["metadata"]
+        where = {"vllm-fleet", *values.get("watchNamespaces", ())}
+        assert manifest["kind"] in cluster_wide or metadata["namespace"] in where, metadata
+        assert metadata["labels"]["app.kubernetes.io/instance"] == "vllm-fleet"
+        assert metadata["labels"]["app.kubernetes.io/part-of"] == "vllm-fleet"
+        assert metadata["labels"]["app.kubernetes.io/component"]
+        assert values.get("commonLabels", {}).items() <= metadata["labels"].items()
+
+
+def test_no_object_is_rendered_twice(render: Any, values: Values) -> None:
+    ids = [(m["kind"], m["metadata"].get("namespace"), m["metadata"]["name"]) for m in render(values)]
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize("name", ["r", "vllm-fleet", "a-release-name-of-fifty-three-characters-which-is-all"])
+def test_names_hold_the_release_and_fit(render: Any, name: str) -> None:
+    for manifest in render({}, helm.Release(name=name)):
+        full = manifest["metadata"]["name"]
+        assert len(full) <= 63
+        assert full.startswith(name[:30]) or manifest["kind"] == "CustomResourceDefinition"
+
+
+@pytest.mark.parametrize(
+    ("config", "seconds"),
+    [
+        ({}, 10 + 600 + 15),
+        ({"shutdownDelay": "5s"}, 5 + 600 + 15),
+        ({"shutdownDelay": "0s", "drainTimeout": "1h30m"}, 5400 + 15),
+        ({"shutdownDelay": "1m30s", "drainTimeout": "24h"}, 90 + 86400 + 15),
+    ],
+)
+def test_grace_period_is_the_sum_of_what_stopping_takes(find: Any, config: Values, seconds: int) -> None:
+    deployment = find("Deployment", "vllm-fleet-gateway", {"gateway": {"config": config}})
+    assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == seconds
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        ({}, "vllm-fleet/gateway:0.1.0"),
+        ({"tag": "1.2.3"}, "vllm-fleet/gateway:1.2.3"),
+        ({"tag": "1.2.3", "digest": f"sha256:{'a' * 64}"}, f"vllm-fleet/gateway@sha256:{'a' * 64}"),
+        ({"repository": "mine/gw"}, "mine/gw:0.1.0"),
+    ],
+)
+@pytest.mark.parametrize("registry", ["", "ghcr.example.com", "ghcr.example.com/mirror/"])
+def test_image_by_registry_tag_and_digest(find: Any, image: Values, expected: str, registry: str) -> None:
+    values = {"image": {"registry": registry}, "gateway": {"image": image}}
+    (container,) = find("Deployment", "vllm-fleet-gateway", values)["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == (f"{registry.rstrip('/')}/{expected}" if registry else expected)
+
+
+def test_a_changed_config_rolls_its_own_pods_only(pods: Any) -> None:
+    before = dict(pods())
+    after = dict(pods({"gateway": {"config": {"drainTimeout": "11m"}}}))
+    assert before["vllm-fleet-operator"] == after["vllm-fleet-operator"]
+    checksums = [
+        p["vllm-fleet-gateway"]["metadata"]["annotations"]["checksum/config"] for p in (before, after)
+    ]
+    assert checksums[0] != checksums[1]
+
+
+def test_a_pod_template_holds_no_chart_version(pods: Any) -> None:
+    for _, template in pods():
+        assert not {"helm.sh/chart", "app.kubernetes.io/version"} & template["metadata"]["labels"].keys()
+
+
+def test_rollout_of_the_gateway_never_takes_a_serving_pod_first(find: Any) -> None:
+    strategy = find("Deployment", "vllm-fleet-gateway")["spec"]["strategy"]
+    assert strategy == {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
+
+
+def test_budgets_only_where_they_can_hold(render: Any) -> None:
+    def budgets(values: Values) -> set[str]:
+        return {m["metadata"]["name"] for m in render(values) if m["kind"] == "PodDisruptionBudget"}
+
+    assert budgets({}) == {"vllm-fleet-gateway"}
+    assert budgets({"gateway": {"replicas": 1}}) == set()
+    assert budgets({"operator": {"replicas": 2}}) == {"vllm-fleet-gateway", "vllm-fleet-operator"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "release", "rendered"),
+    [
+        ("auto", helm.Release(api_versions=("monitoring.coreos.com/v1",)), True),
+        ("auto", PLAIN, False),
+        (True, PLAIN, True),
+        (False, helm.Release(api_versions=("monitoring.coreos.com/v1",)), False),
+    ],
+)
+def test_monitors_where_their_api_is_or_where_asked_for(
+    render: Any, wanted: object, release: helm.Release, rendered: bool
+) -> None:
+    found = [
+        m for m in render({"monitoring": {"monitors": wanted}}, release) if m["kind"].endswith("Monitor")
+    ]
+    assert sorted(m["kind"] for m in found) == (
+        ["PodMonitor", "ServiceMonitor", "ServiceMonitor"] if rendered else []
+    )
+
+
+def matches(selector: Values, labels: Values) -> bool:
+    return selector.items() <= labels.items()
+
+
+def test_services_and_monitors_reach_ports_that_exist(render: Any, pods: Any, values: Values) -> None:
+    templates = [template for _, template in pods(values)]
+    manifests = render(values)
+    for service in (m for m in manifests if m["kind"] == "Service"):
+        (template,) = [t for t in templates if matches(service["spec"]["selector"], t["metadata"]["labels"])]
+        named = {port["name"] for container in template["spec"]["containers"] for port in container["ports"]}
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= named
+    for monitor in (m for m in manifests if m["kind"] == "ServiceMonitor"):
+        selector = monitor["spec"]["selector"]["matchLabels"]
+        (service,) = [
+            m for m in manifests if m["kind"] == "Service" and matches(selector, m["metadata"]["labels"])
+        ]
+        named = {port["name"] for port in service["spec"]["ports"]}
+        assert {endpoint["port"] for endpoint in monitor["spec"]["endpoints"]} <= named
+
+
+def test_probes_use_ports_that_exist(pods: Any) -> None:
+    for _, template in pods():
+        (container,) = template["spec"]["containers"]
+        named = {port["name"] for port in container["ports"]}
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            assert container[probe]["httpGet"]["port"] in named
+
+
+def test_metrics_are_never_on_the_service_that_is_exposed(find: Any) -> None:
+    exposed = find("Service", "vllm-fleet-gateway", {"gateway": {"service": {"type": "LoadBalancer"}}})
+    assert [port["port"] for port in exposed["spec"]["ports"]] == [3000]
+
+
+def test_the_pod_monitor_selects_what_the_operator_labels(find: Any) -> None:
+    spec = find("PodMonitor", "vllm-fleet-engine")["spec"]
+    assert spec["selector"]["matchLabels"].items() <= names.labels("m", "uid").items()
+    (endpoint,) = spec["podMetricsEndpoints"]
+    assert endpoint["port"] == names.ENGINE_PORT_NAME
+    (relabeling,) = endpoint["relabelings"]
+    escaped = names.LABEL_MODEL.replace(".", "_").replace("-", "_").replace("/", "_")
+    assert relabeling["sourceLabels"][-1] == f"__meta_kubernetes_pod_label_{escaped}"
+
+
+def test_monitors_follow_the_watched_namespaces(find: Any) -> None:
+    assert find("PodMonitor", "vllm-fleet-engine")["spec"]["namespaceSelector"] == {"any": True}
+    narrowed = find("PodMonitor", "vllm-fleet-engine", {"watchNamespaces": ["a"]})
+    assert narrowed["spec"]["namespaceSelector"] == {"matchNames": ["a"]}
+
+
+def test_dashboards_are_labelled_for_the_sidecar_and_whole(find: Any) -> None:
+    config_map = find("ConfigMap", "vllm-fleet-dashboard-overview")
+    assert config_map["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert config_map["metadata"]["annotations"] == {"grafana_folder": "vLLM Fleet"}
+    source = (helm.ROOT / "grafana" / "dashboards" / "overview.json").read_text()
+    assert config_map["data"]["vllm-fleet-overview.json"].strip() == source.strip()
+
+
+@pytest.mark.parametrize(
+    ("keep", "annotations"), [(True, {"helm.sh/resource-policy": "keep"}), (False, None)]
+)
+def test_the_definition_is_kept_on_uninstall_if_asked(find: Any, keep: bool, annotations: object) -> None:
+    crd = find("CustomResourceDefinition", "vllmmodels.vllm-fleet.dev", {"crds": {"keep": keep}})
+    assert crd["metadata"].get("annotations") == annotations
+
+
+def test_spread_constraints_select_their_own_component(pods: Any) -> None:
+    own = {"matchLabels": {"other": "label"}}
+    constraint = {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}
+    values = {"gateway": {"topologySpreadConstraints": [constraint, constraint | {"labelSelector": own}]}}
+    template = dict(pods(values))["vllm-fleet-gateway"]
+    filled, given = template["spec"]["topologySpreadConstraints"]
+    assert filled["labelSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    assert given["labelSelector"] == own
+
+
+def test_the_config_files_are_the_values_and_what_the_chart_decides(find: Any) -> None:
+    values = {"watchNamespaces": ["a"], "gateway": {"config": {"logLevel": "debug"}}}
+    for component, port in (("gateway", {"port": 3000}), ("operator", {})):
+        data = find("ConfigMap", f"vllm-fleet-{component}", values)["data"]
+        file = yaml.safe_load(data[f"{component}.yaml"])
+        assert file.items() >= {"watchNamespaces": ["a"], "managementPort": 9090, **port}.items()
+
+
+def test_notes_name_what_was_installed(chart: helm.Helm) -> None:
+    values = {"watchNamespaces": ["a"], "gateway": {"service": {"port": 80}}, "crds": {"enabled": False}}
+    notes = chart.notes(values, helm.Release(name="prod", namespace="ml"))
+    assert "kubectl -n ml port-forward svc/prod-vllm-fleet-gateway 3000:80" in notes
+    assert "of: a." in notes
+    assert "crds.enabled is false" in notes
