@@ -1,0 +1,237 @@
+"""Puts the parts together, and runs them: the request loop, the management thread, the drain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Generator
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from vllm_gateway import __version__
+from vllm_gateway.discovery.source import Source, TableHolder
+from vllm_gateway.discovery.static import StaticSource
+from vllm_gateway.routing.load import Load
+from vllm_gateway.settings import Settings
+from vllm_gateway.telemetry import Metrics
+from vllm_gateway.upstream.attempt import Engines
+from vllm_gateway.upstream.client import Client
+from vllm_gateway.web import errors
+from vllm_gateway.web.docs import describe_relayed_routes
+from vllm_gateway.web.edge import Edge
+from vllm_gateway.web.health import Management, health_router
+from vllm_gateway.web.models import models_router
+from vllm_gateway.web.protocol import protocol_factory
+from vllm_gateway.web.services import Lifecycle, Services
+
+_LOG = logging.getLogger("vllm_gateway")
+_CLEANUP_SECONDS = 5.0
+_BEAT_SECONDS = 1.0
+_POLL_SECONDS = 0.1
+
+
+class Gateway:
+    """Everything of one gateway but its sockets."""
+
+    def __init__(self, settings: Settings) -> None:
+        timeouts = settings.timeouts
+        self.holder = TableHolder()
+        self.metrics = Metrics()
+        self.client = Client(connect_timeout=timeouts.connect, keep_alive=timeouts.upstream_keep_alive)
+        self.engines = Engines(self.client, Load(time.monotonic), self.metrics)
+        self.services = Services(settings, self.holder, self.engines, self.metrics, Lifecycle())
+        self.source = self._make_source(settings)
+        self.edge = Edge(self.services, make_api(self.services), self.start, self.stop)
+        readings = self.metrics.readings
+        readings.in_flight = lambda: self.engines.load.snapshot()[0]
+        readings.table_age = self.holder.age
+        self._heart: asyncio.Task[None] | None = None
+
+    def _make_source(self, settings: Settings) -> Source:
+        if settings.backends:
+            key = os.environ.get("VLLM_API_KEY") or None
+            return StaticSource(settings.backends, self.holder, self.client, settings.refresh_interval, key)
+        # Only here, since it takes 55 MB: a gateway with static backends needs none of it.
+        from vllm_gateway.discovery.kubernetes import KubernetesSource
+
+        return KubernetesSource(self.holder, settings.watch_namespaces)
+
+    async def start(self) -> None:
+        await self.source.start()
+        self._heart = asyncio.create_task(self._beat())
+
+    async def stop(self) -> None:
+        await self.source.stop()
+        self.client.close()
+        if self._heart is not None:
+            self._heart.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._heart
+
+    async def _beat(self) -> None:
+        while True:
+            self.services.lifecycle.beat = time.monotonic()
+            await asyncio.sleep(_BEAT_SECONDS)
+
+
+def make_api(services: Services) -> FastAPI:
+    """The routes that FastAPI answers, and the OpenAPI document of all of them."""
+    api = FastAPI(
+        title="vllm-fleet gateway",
+        version=__version__,
+        summary="Chat streamed from vLLM: a simple API and the OpenAI-compatible one.",
+        redoc_url=None,
+    )
+    api.include_router(models_router(services))
+    api.include_router(health_router(services))
+    errors.register(api)
+    describe_relayed_routes(api)
+    return api
+
+
+class Server(uvicorn.Server):
+    """uvicorn with a drain: it goes on accepting while load balancers notice, then lets streams finish."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        settings = gateway.services.settings
+        super().__init__(server_config(gateway))
+        self._delay = settings.shutdown_delay
+        self._drain_timeout = settings.drain_timeout
+        self._lifecycle = gateway.services.lifecycle
+        self._drain: asyncio.Task[None] | None = None
+        gateway.metrics.readings.connections = lambda: len(self.server_state.connections)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """SIGTERM drains. Ctrl+C drains too but does not wait for load balancers; again, it just stops."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
+        if self._lifecycle.draining and sig == signal.SIGINT:
+            self.force_exit = self.should_exit = True
+            return
+        self.drain(self._delay if sig == signal.SIGTERM else 0.0)
+
+    def drain(self, delay: float) -> None:
+        """Stops accepting in `delay` seconds; from now on /readyz and /health say so."""
+        if self._drain is not None:
+            return
+        _LOG.info("draining", extra={"fields": {"delay": delay, "timeout": self._drain_timeout}})
+        self._lifecycle.draining = True
+        self._drain = asyncio.get_running_loop().create_task(self._stop_after(delay))
+
+    async def _stop_after(self, delay: float) -> None:
+        await asyncio.sleep(delay)
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Closes the listener, waits for requests, cancels what is left; each then says so to its caller."""
+        for listener in (*self.servers, *(sockets or ())):
+            listener.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        await self._wait_for_requests(self._drain_timeout)
+        tasks = list(self.server_state.tasks)
+        if tasks:
+            _LOG.warning("cancelling", extra={"fields": {"requests": len(tasks)}})
+        for task in tasks:
+            task.cancel()
+        await self._wait_for_requests(_CLEANUP_SECONDS)
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        await asyncio.sleep(0)  # lets closing transports write what they hold
+        await self.lifespan.shutdown()
+        _LOG.info("stopped")
+
+    async def _wait_for_requests(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while (tasks := self.server_state.tasks) and not self.force_exit and time.monotonic() < until:
+            await asyncio.wait(tasks, timeout=_POLL_SECONDS)  # in slices: a second Ctrl+C ends the wait
+
+
+def server_config(gateway: Gateway) -> uvicorn.Config:
+    settings = gateway.services.settings
+    return uvicorn.Config(
+        gateway.edge,
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http=protocol_factory(settings.limits, settings.timeouts.write_stall),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=int(settings.timeouts.keep_alive),
+        backlog=2048,
+    )
+
+
+class ManagementThread:
+    """The management port, with a loop and a thread of its own."""
+
+    def __init__(self, services: Services) -> None:
+        config = uvicorn.Config(
+            Management(services),
+            host=services.settings.host,
+            port=services.settings.management_port,
+            loop="asyncio",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, name="management", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(timeout=2)
+
+
+def run(settings: Settings) -> None:
+    """Serves until a signal. Raises OSError where a port is taken."""
+    gateway = Gateway(settings)
+    for port in {settings.port, settings.management_port} - {0}:
+        _check_free(settings.host, port)
+    management = ManagementThread(gateway.services)
+    management.start()
+    try:
+        Server(gateway).run()
+    finally:
+        management.stop()
+
+
+def _check_free(host: str, port: int) -> None:
+    """A taken port is one clear line here, and a stack trace from a thread otherwise."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise OSError(f"cannot listen on {host}:{port}: {error.strerror}") from error

@@ -1,0 +1,1 @@
+"""Where the table comes from: Kubernetes, or a fixed list of backends."""

@@ -1,0 +1,55 @@
+"""What a source of models is, and the one place that holds the table in force."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Protocol
+
+from vllm_gateway.routing.table import Table
+
+_LOG = logging.getLogger("vllm_gateway.discovery")
+
+
+class Source(Protocol):
+    """Keeps a `TableHolder` current from `start` to `stop`."""
+
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
+class TableHolder:
+    """The table in force; replaced whole, so that a reader never sees half of a change."""
+
+    def __init__(self) -> None:
+        self._table = Table(notes=("the gateway has not seen the list of models yet",))
+        self._heard_at = time.monotonic()
+
+    def __call__(self) -> Table:
+        return self._table
+
+    def put(self, table: Table) -> None:
+        """Swaps the table; says in the log what changed for callers."""
+        before, self._table = self._table, table
+        self._log_changes(before, table)
+
+    def heard(self) -> None:
+        """The source answered: what the table says is current."""
+        self._heard_at = time.monotonic()
+
+    def age(self) -> float:
+        """Seconds since the source last answered."""
+        return time.monotonic() - self._heard_at
+
+    def _log_changes(self, before: Table, after: Table) -> None:
+        for key in before.models.keys() | after.models.keys():
+            old, new = before.models.get(key), after.models.get(key)
+            if old == new:
+                continue
+            if new is None:
+                _LOG.info("model removed", extra={"fields": {"model": key}})
+                continue
+            fields = {"model": key, "endpoints": len(new.endpoints), "reason": new.reason}
+            _LOG.info("model changed", extra={"fields": fields})
+        for note in set(after.notes) - set(before.notes):
+            _LOG.warning("discovery", extra={"fields": {"note": note}})

@@ -1,0 +1,173 @@
+"""Static backends: `VLLM_URL` or `backends:`. Their model names are asked from their own `/v1/models`.
+
+A backend need not be up: it is asked again until it is, and what is known is said in /health and the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from vllm_gateway.discovery.source import TableHolder
+from vllm_gateway.errors import UpstreamFailure
+from vllm_gateway.routing.table import Endpoint, Model, Table
+from vllm_gateway.settings import Backend
+from vllm_gateway.upstream.client import Client
+from vllm_gateway.upstream.http1 import Head
+
+_ASK_TIMEOUT = 5.0
+_MAX_LIST = 1024 * 1024
+_GONE = frozenset({"connect", "bad_response"})
+
+
+@dataclass(slots=True)
+class _Backend:
+    """What is known of one backend. `names` are the last that it told; `problem` is why it is not used."""
+
+    endpoint: Endpoint
+    url: str
+    names: tuple[tuple[str, int], ...] = ()
+    problem: str = "it has not answered yet"
+    asked: bool = False
+
+
+def endpoint_of(backend: Backend, default_key: str | None) -> Endpoint:
+    """The endpoint that a URL names. Raises OSError where the key's file cannot be read."""
+    parts = urlsplit(backend.url)
+    tls = parts.scheme == "https"
+    key = Path(backend.api_key_file).read_text().strip() if backend.api_key_file else default_key
+    port = parts.port or (443 if tls else 80)
+    return Endpoint(backend.url, parts.hostname or "", port, tls, parts.path.rstrip("/"), key)
+
+
+class StaticSource:
+    """Asks every backend for its models, for ever: each `interval`, six times as often while it fails."""
+
+    def __init__(
+        self,
+        backends: Sequence[Backend],
+        holder: TableHolder,
+        client: Client,
+        interval: float,
+        key: str | None,
+    ) -> None:
+        self._backends = [_Backend(endpoint_of(backend, key), backend.url) for backend in backends]
+        self._holder = holder
+        self._client = client
+        self._interval = interval
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Waits for one round, so that a gateway whose backends are up is ready when it listens."""
+        await asyncio.gather(*(self._ask(backend) for backend in self._backends))
+        self._publish()
+        self._tasks = [asyncio.create_task(self._follow(backend)) for backend in self._backends]
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _follow(self, backend: _Backend) -> None:
+        while True:
+            await asyncio.sleep(self._interval / 6 if backend.problem else self._interval)
+            await self._ask(backend)
+            self._publish()
+
+    async def _ask(self, backend: _Backend) -> None:
+        try:
+            backend.names = await self._names(backend.endpoint)
+            backend.problem = ""
+        except UpstreamFailure as failure:
+            # Too busy to answer is no reason to take an engine away from its callers.
+            if failure.reason in _GONE or not backend.names:
+                backend.problem = failure.detail
+        backend.asked = True
+
+    async def _names(self, endpoint: Endpoint) -> tuple[tuple[str, int], ...]:
+        try:
+            async with asyncio.timeout(_ASK_TIMEOUT):
+                head, body = await self._get(endpoint, "/v1/models")
+        except TimeoutError:
+            raise UpstreamFailure("timeout", f"no answer to GET /v1/models in {_ASK_TIMEOUT:g} s") from None
+        if head.status != 200:
+            reason = "bad_response" if head.status < 500 else "busy"
+            raise UpstreamFailure(reason, f"GET /v1/models answered {head.status}")
+        return _read_names(body)
+
+    async def _get(self, endpoint: Endpoint, path: str) -> tuple[Head, bytes]:
+        connection = await self._client.connect(endpoint, fresh=True)
+        try:
+            head = await connection.exchange(_get_request(endpoint, path))
+            body = _Collect()
+            connection.start(body)
+            return head, await body.whole
+        finally:
+            connection.close()
+
+    def _publish(self) -> None:
+        working = [backend for backend in self._backends if not backend.problem]
+        if working:
+            self._holder.heard()
+        notes = [f"{backend.url}: {backend.problem}" for backend in self._backends if backend.problem]
+        table = Table.of(_models(self._backends), complete=bool(working), notes=notes)
+        if table != self._holder():
+            self._holder.put(table)
+
+
+@dataclass(slots=True)
+class _Collect:
+    """A small body, whole."""
+
+    whole: asyncio.Future[bytes] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    pieces: bytearray = field(default_factory=bytearray)
+
+    def data(self, payload: bytes) -> None:
+        self.pieces += payload
+        if len(self.pieces) > _MAX_LIST:
+            self.failed(UpstreamFailure("bad_response", "the list of models is too long"))
+
+    def end(self) -> None:
+        if not self.whole.done():
+            self.whole.set_result(bytes(self.pieces))
+
+    def failed(self, failure: UpstreamFailure) -> None:
+        if not self.whole.done():
+            self.whole.set_exception(failure)
+
+
+def _models(backends: Sequence[_Backend]) -> list[Model]:
+    """One model a name: its endpoints are the working backends that told it."""
+    names = {name: created for backend in backends for name, created in backend.names}
+    return [_model(name, created, backends) for name, created in names.items()]
+
+
+def _model(name: str, created: int, backends: Sequence[_Backend]) -> Model:
+    having = [backend for backend in backends if any(known == name for known, _ in backend.names)]
+    endpoints = tuple(backend.endpoint for backend in having if not backend.problem)
+    problems = "; ".join(f"{backend.url}: {backend.problem}" for backend in having if backend.problem)
+    reason = "" if endpoints else "BackendDown"
+    return Model(name, name, endpoints=endpoints, reason=reason, message=problems, created=created)
+
+
+def _read_names(body: bytes) -> tuple[tuple[str, int], ...]:
+    try:
+        data = json.loads(body)["data"]
+        return tuple((str(item["id"]), int(item.get("created") or 0)) for item in data)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise UpstreamFailure("bad_response", "GET /v1/models answered no list of models") from None
+
+
+def _get_request(endpoint: Endpoint, path: str) -> bytes:
+    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+    lines = [f"GET {endpoint.prefix}{path} HTTP/1.1", f"host: {host}:{endpoint.port}", "connection: close"]
+    if endpoint.key is not None:
+        lines.append(f"authorization: Bearer {endpoint.key}")
+    return "\r\n".join((*lines, "", "")).encode("latin-1")

@@ -1,0 +1,107 @@
+"""The routing table: immutable, built whole by discovery, swapped whole, read without a lock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from vllm_gateway.errors import GatewayError, model_not_found, model_not_ready
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One engine. `id` is the pod's uid, or the URL of a static backend; `prefix` is a URL's path."""
+
+    id: str
+    host: str
+    port: int
+    tls: bool = False
+    prefix: str = ""
+    key: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """A model's own timeouts, in seconds; None means the gateway's setting."""
+
+    first_token: float | None = None
+    idle: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model as callers see it, and what the engine calls it (`upstream_name`).
+
+    `reason` and `message` say why there is no endpoint, in the words of the Ready condition.
+    """
+
+    name: str
+    upstream_name: str
+    namespace: str = ""
+    served_names: tuple[str, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ()
+    reason: str = ""
+    message: str = ""
+    created: int = 0
+    weight: int = 100
+    limits: Limits = Limits()
+
+    @property
+    def key(self) -> str:
+        """`<namespace>/<name>`, or the bare name where there are no namespaces (static backends)."""
+        return f"{self.namespace}/{self.name}" if self.namespace else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Every model by key and by granted name.
+
+    `complete` is false until discovery has seen everything once: an unknown name is then not yet a 404.
+    `notes` are sentences for /health about what discovery cannot see now.
+    """
+
+    models: Mapping[str, Model] = field(default_factory=lambda: MappingProxyType({}))
+    names: Mapping[str, tuple[Model, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    complete: bool = False
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, models: Iterable[Model], *, complete: bool = True, notes: Iterable[str] = ()) -> Table:
+        by_key = {model.key: model for model in sorted(models, key=lambda model: model.key)}
+        names: dict[str, tuple[Model, ...]] = {}
+        for model in by_key.values():
+            for name in dict.fromkeys(model.served_names):
+                names[name] = (*names.get(name, ()), model)
+        names |= {key: (model,) for key, model in by_key.items()}  # a key always wins over a short name
+        return cls(MappingProxyType(by_key), MappingProxyType(names), complete, tuple(notes))
+
+    def resolve(self, name: str) -> tuple[Model, ...]:
+        """The models that answer to `name`; more than one share it by weight. Raises a 404 or a 503."""
+        found = self.names.get(name)
+        if found is not None:
+            return found
+        if not self.complete:
+            why = "; ".join(self.notes) or "the gateway has not seen the list of models yet"
+            raise model_not_ready(name, "Unknown", why, retry_after=2)
+        raise model_not_found(name, self.public_names())
+
+    def only(self) -> Model | None:
+        """The model that a request without a name means: the one there is."""
+        return next(iter(self.models.values())) if len(self.models) == 1 else None
+
+    def public_names(self) -> list[str]:
+        """One name per way to ask: the short names, and the key of a model that has none."""
+        short = [name for name in self.names if name not in self.models]
+        bare = [model.key for model in self.models.values() if not _has_short_name(model)]
+        return sorted({*short, *bare})
+
+
+def _has_short_name(model: Model) -> bool:
+    return any(name != model.key for name in model.served_names)
+
+
+def not_ready(name: str, models: Iterable[Model]) -> GatewayError:
+    """A 503 in the words of the first of `models` that says why."""
+    chosen = next((model for model in models if model.reason or model.message), None)
+    return model_not_ready(name, chosen.reason if chosen else "", chosen.message if chosen else "")

@@ -1,0 +1,215 @@
+"""The gateway's settings: one YAML file (`CONFIG_FILE`), a few environment variables, the same as flags.
+
+A flag beats the environment, the environment beats the file, the file beats the defaults. Unknown keys are
+refused. Every key of the file is camelCase; durations are strings such as `10s` or `1h30m`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+)
+from pydantic.alias_generators import to_camel
+
+_DURATION = re.compile(r"([0-9]+(h|ms|m|s))+")
+_DURATION_PART = re.compile(r"(\d+)(h|ms|m|s)")
+_UNIT_SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+
+
+def parse_duration(text: object) -> float:
+    """`1h30m`, `10s`, `250ms` as seconds: the durations of the VLLMModel API."""
+    if not isinstance(text, str) or not _DURATION.fullmatch(text):
+        raise ValueError("write a duration such as 10s, 5m or 1h30m")
+    return sum(int(number) * _UNIT_SECONDS[unit] for number, unit in _DURATION_PART.findall(text))
+
+
+def _positive(seconds: float) -> float:
+    if seconds <= 0:
+        raise ValueError("must be longer than 0s")
+    return seconds
+
+
+def _backend_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("write a URL such as http://127.0.0.1:8000")
+    if parts.username or parts.query or parts.fragment:
+        raise ValueError("a backend's URL has no user, query or fragment")
+    _ = parts.port  # raises ValueError where the port is no port
+    return url.rstrip("/").removesuffix("/v1")
+
+
+_AS_TEXT = WithJsonSchema({"type": "string", "pattern": f"^{_DURATION.pattern}$"})
+Duration = Annotated[float, BeforeValidator(parse_duration), _AS_TEXT]
+PositiveDuration = Annotated[float, BeforeValidator(parse_duration), AfterValidator(_positive), _AS_TEXT]
+Port = Annotated[int, Field(ge=0, le=65535)]
+BackendUrl = Annotated[str, AfterValidator(_backend_url)]
+
+
+class _Section(BaseModel):
+    """A part of the file; the docstring under a field describes it in docs/reference/gateway-settings.md."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        alias_generator=to_camel,
+        populate_by_name=True,
+        validate_default=True,
+        use_attribute_docstrings=True,
+    )
+
+
+class Cors(_Section):
+    """Cross-origin requests. Open by default, since a browser's chat page rarely shares the API's origin;
+    without credentials, so an open API gives no page more than any program has.
+    """
+
+    allow_origins: tuple[str, ...] = ("*",)
+    """Origins whose pages may call, such as https://chat.example.com; `*` is every origin."""
+    allow_methods: tuple[str, ...] = ("GET", "POST", "OPTIONS")
+    """Methods that they may use."""
+    allow_headers: tuple[str, ...] = ("*",)
+    """Request headers that they may send; `*` is every header."""
+    allow_credentials: bool = False
+    """Whether browsers may send cookies and HTTP authentication."""
+    max_age: Duration = "10m"  # type: ignore[assignment]
+    """How long a browser may keep the answer to its preflight request."""
+
+
+class RequestLimits(_Section):
+    """What a request may be. A body of 16 MiB holds a few images as base64 or four million tokens of text."""
+
+    body_bytes: int = Field(default=16 * 1024 * 1024, ge=1024)
+    """The largest body."""
+    body_timeout: PositiveDuration = "30s"  # type: ignore[assignment]
+    """How long a body may take to arrive."""
+    header_bytes: int = Field(default=32 * 1024, ge=1024, le=1024 * 1024)
+    """All headers together."""
+    header_count: int = Field(default=100, ge=10, le=1000)
+    """The most headers."""
+    header_timeout: PositiveDuration = "10s"  # type: ignore[assignment]
+    """How long the headers may take to arrive."""
+    url_bytes: int = Field(default=8 * 1024, ge=256, le=64 * 1024)
+    """The longest request target."""
+    json_depth: int = Field(default=100, ge=4, le=1000)
+    """How deep the arrays and objects of a body may nest."""
+    json_items: int = Field(default=200_000, ge=1000)
+    """Strings, arrays and objects in a body: bounds the time that reading it takes (about 0.1 s)."""
+    answer_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
+    """The largest answer that is not a stream: it is held until it is whole, so that it is never cut."""
+
+
+class Timeouts(_Section):
+    """Seconds to wait for an engine or a caller. A model's own `spec.gateway` beats firstToken and idle."""
+
+    connect: PositiveDuration = "5s"  # type: ignore[assignment]
+    """Until an engine accepts a connection."""
+    first_token: PositiveDuration = "5m"  # type: ignore[assignment]  # noqa: S105
+    """Until the first token of a stream."""
+    idle: PositiveDuration = "60s"  # type: ignore[assignment]
+    """Between tokens of one stream; comments do not count, since a hung engine can send them for ever."""
+    unary: PositiveDuration = "10m"  # type: ignore[assignment]
+    """A whole answer that is not a stream; the OpenAI clients give up after ten minutes too."""
+    write_stall: PositiveDuration = "60s"  # type: ignore[assignment]
+    """How long a caller may leave what was sent to it unread."""
+    keep_alive: PositiveDuration = "75s"  # type: ignore[assignment]
+    """How long a caller's idle connection is kept; above the 60 s of common load balancers."""
+    upstream_keep_alive: PositiveDuration = "30s"  # type: ignore[assignment]
+    """How long an idle connection to an engine is kept."""
+
+
+class Backend(_Section):
+    """A static backend: any server with vLLM's OpenAI-compatible API."""
+
+    url: BackendUrl
+    """Its base URL, with or without /v1."""
+    api_key_file: str | None = None
+    """A file that holds the key to send to it."""
+
+
+class Settings(_Section):
+    """Everything that can be set."""
+
+    host: str = "0.0.0.0"  # noqa: S104 - a gateway in a pod is reached on the pod's address
+    """Address to listen on."""
+    port: Port = 3000
+    """Port of the API."""
+    management_port: Port = 9090
+    """Port of /metrics, /livez, /readyz and /load."""
+    backends: tuple[Backend, ...] = ()
+    """Static backends, which replace discovery in the cluster."""
+    refresh_interval: PositiveDuration = "10s"  # type: ignore[assignment]
+    """How often static backends are asked for their models; a sixth of it while one does not answer."""
+    watch_namespaces: tuple[str, ...] = ()
+    """Namespaces whose models are served; empty means all, which needs a ClusterRole."""
+    default_model: str | None = None
+    """What `/chat` and `/chat/stream` use where a request names no model; else the only one there is."""
+    shutdown_delay: Duration = "10s"  # type: ignore[assignment]
+    """After SIGTERM: how long to go on accepting, until every load balancer has noticed."""
+    drain_timeout: Duration = "10m"  # type: ignore[assignment]
+    """Then: how long running streams may go on, before each ends with an error event."""
+    cors: Cors = Cors()
+    """Cross-origin requests."""
+    limits: RequestLimits = RequestLimits()
+    """What a request may be."""
+    timeouts: Timeouts = Timeouts()
+    """How long to wait for engines and callers."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least level that is logged."""
+    log_format: Literal["json", "text"] = "json"
+    """One JSON object a line, or text for people."""
+
+
+class BadSettings(Exception):
+    """One line for a person: which setting, from where, and what is wrong with it."""
+
+
+def load(file: str | None, overrides: Mapping[str, object]) -> Settings:
+    """The settings of `file`, with `overrides` (by the file's keys) on top."""
+    document = _read(file) if file else {}
+    try:
+        return Settings.model_validate(document | dict(overrides))
+    except ValidationError as error:
+        raise BadSettings("; ".join(_line(item) for item in error.errors())) from error
+
+
+def split_urls(text: str) -> list[dict[str, str]]:
+    """`VLLM_URL`: one URL, or several with commas."""
+    return [{"url": url.strip()} for url in text.split(",") if url.strip()]
+
+
+def _read(file: str) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadSettings(f"{file}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadSettings(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise BadSettings(f"{file}: the top level must be a mapping of settings")
+    return document
+
+
+def _line(item: Mapping[str, Any]) -> str:
+    where = ".".join(str(part) for part in item["loc"]) or "settings"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        message = "unknown setting"
+    value = item.get("input")
+    shown = f" (got {value!r})" if isinstance(value, str | int | float | bool) else ""
+    return f"{where}: {message}{shown}"

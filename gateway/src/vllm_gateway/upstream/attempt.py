@@ -1,0 +1,179 @@
+"""One request to an engine: choose, lease, send, and try elsewhere while nothing has been answered."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from vllm_gateway.errors import UpstreamFailure
+from vllm_gateway.routing.load import Load
+from vllm_gateway.routing.pick import Hint, Strategy, by_weight, least_load
+from vllm_gateway.routing.table import Endpoint, Model, not_ready
+from vllm_gateway.upstream.client import Client, Connection
+from vllm_gateway.upstream.http1 import Head
+
+MAX_ATTEMPTS = 3
+_RETRYABLE_STATUS = frozenset({500, 502, 503})
+_FORWARDED = (b"user-agent", b"traceparent", b"tracestate")
+
+
+class Observer(Protocol):
+    """Who counts what happens on the way to an engine."""
+
+    def upstream_error(self, model: str, reason: str) -> None: ...
+    def retry(self) -> None: ...
+
+
+class RetryBudget:
+    """Bounds retries to a fifth of the requests, so that a fleet in trouble does not get twice the load.
+
+    A small reserve lets a quiet gateway retry at all.
+    """
+
+    def __init__(self, *, share: float = 0.2, reserve: float = 10.0) -> None:
+        self._share = share
+        self._reserve = reserve
+        self._left = reserve
+
+    def deposit(self) -> None:
+        """Counts a request."""
+        self._left = min(self._reserve, self._left + self._share)
+
+    def withdraw(self) -> bool:
+        """Takes one retry, if there is one."""
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What is sent: a POST of `body` to `path`. `body_for` splices the engine's name of the model."""
+
+    name: str
+    path: str
+    body_for: Callable[[Model], bytes]
+    headers: Mapping[bytes, bytes]
+    request_id: str
+    timeout: Callable[[Model], float]
+    timeout_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """An engine's answer: the head is here, the body is on `connection`. `sent_at` is the loop's time."""
+
+    model: Model
+    endpoint: Endpoint
+    connection: Connection
+    head: Head
+    sent_at: float
+
+
+@dataclass(slots=True)
+class Engines:
+    """Sends calls to the models' endpoints."""
+
+    client: Client
+    load: Load
+    observer: Observer
+    strategy: Strategy = least_load
+    budget: RetryBudget = field(default_factory=RetryBudget)
+    draw: Callable[[], float] = random.random
+
+    @contextlib.asynccontextmanager
+    async def open(self, call: Call, models: Sequence[Model]) -> AsyncIterator[Upstream]:
+        """The first answer that is not worth a retry, with its place in the counts held until the exit.
+
+        Raises UpstreamFailure where no engine answered, GatewayError (503) where no model has an endpoint.
+        On the way out the connection goes back to the pool if its answer was read, and is closed if not.
+        """
+        self.budget.deposit()
+        tried: list[str] = []
+        while True:
+            model, endpoint = self._choose(call, models, tried)
+            tried.append(endpoint.id)
+            with self.load.lease(model, endpoint):
+                upstream = await self._try(call, models, model, endpoint, tried)
+                if upstream is not None:
+                    try:
+                        yield upstream
+                    finally:
+                        self.client.release(endpoint, upstream.connection)
+                    return
+            self.observer.retry()
+
+    def _choose(self, call: Call, models: Sequence[Model], tried: list[str]) -> tuple[Model, Endpoint]:
+        fresh = [model for model in models if _others(model, tried)]
+        model = by_weight(fresh or models, Hint(self.draw()))
+        if model is None:
+            raise not_ready(call.name, models)
+        endpoints = _others(model, tried) or model.endpoints
+        return model, self.strategy(endpoints, self.load.by_endpoint, Hint(self.draw()))
+
+    async def _try(
+        self, call: Call, models: Sequence[Model], model: Model, endpoint: Endpoint, tried: list[str]
+    ) -> Upstream | None:
+        """The answer of `endpoint`, or None where the call should be tried again."""
+        try:
+            upstream = await self._send(call, model, endpoint, fresh=len(tried) > 1)
+        except UpstreamFailure as failure:
+            self.observer.upstream_error(model.key, failure.reason)
+            # A reused connection that was closed says nothing against its endpoint.
+            if failure.retryable and self._may_retry(models, tried, same=failure.reason == "closed_early"):
+                return None
+            raise
+        status = upstream.head.status
+        if status in _RETRYABLE_STATUS:
+            self.observer.upstream_error(model.key, f"status_{status}")
+            if self._may_retry(models, tried, same=False):
+                upstream.connection.close()
+                return None
+        return upstream
+
+    def _may_retry(self, models: Sequence[Model], tried: list[str], *, same: bool) -> bool:
+        others = any(_others(model, tried) for model in models)
+        return len(tried) < MAX_ATTEMPTS and (others or same) and self.budget.withdraw()
+
+    async def _send(self, call: Call, model: Model, endpoint: Endpoint, *, fresh: bool) -> Upstream:
+        connection = await self.client.connect(endpoint, fresh=fresh)
+        sent_at = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(call.timeout(model)):
+                head = await connection.exchange(request_bytes(call, endpoint, call.body_for(model)))
+        except TimeoutError as error:
+            connection.close()
+            raise UpstreamFailure(call.timeout_reason, "no response head in time") from error
+        except BaseException:
+            connection.close()
+            raise
+        return Upstream(model, endpoint, connection, head, sent_at)
+
+
+def _others(model: Model, tried: list[str]) -> list[Endpoint]:
+    return [endpoint for endpoint in model.endpoints if endpoint.id not in tried]
+
+
+def request_bytes(call: Call, endpoint: Endpoint, body: bytes) -> bytes:
+    """The request as it goes to the engine.
+
+    The caller's headers are not forwarded but for a few by name: hop-by-hop headers, credentials, cookies
+    and vLLM's control headers (data-parallel rank, load metrics) stop here.
+    """
+    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+    lines = [
+        f"POST {endpoint.prefix}{call.path} HTTP/1.1\r\n"
+        f"host: {host}:{endpoint.port}\r\n"
+        "content-type: application/json\r\n"
+        f"content-length: {len(body)}\r\n"
+        f"x-request-id: {call.request_id}\r\n".encode("latin-1")
+    ]
+    lines += [b"%b: %b\r\n" % (name, call.headers[name]) for name in _FORWARDED if name in call.headers]
+    if endpoint.key is not None:
+        lines.append(f"authorization: Bearer {endpoint.key}\r\n".encode("latin-1"))
+    return b"".join((*lines, b"\r\n", body))

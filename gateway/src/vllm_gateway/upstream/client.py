@@ -1,0 +1,286 @@
+"""A pooled HTTP/1.1 client on `asyncio.Protocol`: what a stream costs is what this file costs.
+
+One `Connection` carries one request at a time. The head is awaited; the body is pushed to a `Sink` as it is
+read, with `pause()` and `resume()` for back-pressure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from vllm_gateway.errors import UpstreamFailure
+from vllm_gateway.routing.table import Endpoint
+from vllm_gateway.upstream.http1 import MAX_HEAD_BYTES, Body, EofBody, Head, parse_head
+
+_MAX_EARLY = 256 * 1024
+
+
+class Sink(Protocol):
+    """Where a body goes, one call a read. After `end` or `failed` nothing more is called."""
+
+    def data(self, payload: bytes) -> None: ...
+    def end(self) -> None: ...
+    def failed(self, failure: UpstreamFailure) -> None: ...
+
+
+class Connection(asyncio.Protocol):
+    """One TCP connection to an engine."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._transport: asyncio.Transport | None = None
+        self._awaited: asyncio.Future[Head] | None = None
+        self._buffer = b""
+        self._body: Body | None = None
+        self._sink: Sink | None = None
+        self._failure: UpstreamFailure | None = None
+        self._keep_alive = False
+        self._paused = False
+        self.reused = False
+        self.on_idle_close: Callable[[], None] | None = None
+
+    # What the caller of an engine uses.
+
+    async def exchange(self, request: bytes) -> Head:
+        """Sends a request and returns the head of the answer. Raises UpstreamFailure.
+
+        A failure is retryable if the connection was a reused one and not one byte of an answer came: the
+        engine closed it just as the request was sent. A new connection that closes may mean that the request
+        itself killed the engine, and must not kill the next one too.
+        """
+        if self._transport is None or self._failure is not None:
+            raise self._failure or self._lost(None)
+        self._awaited = self._loop.create_future()
+        self._transport.write(request)
+        try:
+            return await self._awaited
+        finally:
+            self._awaited = None
+
+    def start(self, sink: Sink) -> None:
+        """Delivers the body to `sink`, beginning with what has come already."""
+        self._sink = sink
+        early, self._buffer = self._buffer, b""
+        self.resume()
+        if early:
+            self._deliver(early)
+        elif self._body is not None and self._body.done:
+            self._finish()
+        if self._failure is not None and self._sink is not None:
+            self._fail(self._failure)
+
+    def pause(self) -> None:
+        """Stops reading until `resume`, so that the engine's kernel, then the engine, has to wait."""
+        if not self._paused and self._transport is not None and not self._transport.is_closing():
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            if self._transport is not None and not self._transport.is_closing():
+                self._transport.resume_reading()
+
+    def close(self) -> None:
+        """Closes at once, which is what tells an engine to stop generating (vLLM: within 0.2 s)."""
+        self._sink = None
+        self._failure = self._failure or UpstreamFailure("closed", "closed here")
+        if self._transport is not None:
+            self._transport.abort()
+
+    @property
+    def reusable(self) -> bool:
+        """Whether the last answer was read to its end and the engine keeps the connection open."""
+        return self._keep_alive and self._failure is None and self._body is None and not self._buffer
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if self._sink is not None:
+            self._deliver(data)
+        elif self._awaited is not None and not self._awaited.done():
+            self._read_head(data)
+        elif self._body is not None:
+            self._hold_early(data)
+        else:  # bytes that nobody asked for: never let them become the next answer
+            self._fail(UpstreamFailure("bad_response", "data outside a response"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if exc is None and isinstance(self._body, EofBody):
+            self._body.done = True
+            if self._sink is not None:
+                self._finish()
+        self._fail(self._lost(exc))
+        if self.on_idle_close is not None:
+            self.on_idle_close()
+
+    # Reading
+
+    def _deliver(self, data: bytes) -> None:
+        sink, body = self._sink, self._body
+        if sink is None or body is None:
+            return
+        try:
+            payload = body.feed(data)
+        except UpstreamFailure as failure:
+            self._fail(failure)
+            return
+        if payload:
+            sink.data(payload)
+        if body.done:
+            self._finish()
+
+    def _read_head(self, data: bytes) -> None:
+        self._buffer += data
+        end = self._buffer.find(b"\r\n\r\n")
+        if end < 0:
+            if len(self._buffer) > MAX_HEAD_BYTES:
+                self._fail(UpstreamFailure("bad_response", "the head of the response is too long"))
+            return
+        raw, self._buffer = self._buffer[: end + 4], self._buffer[end + 4 :]
+        try:
+            head = parse_head(raw)
+        except UpstreamFailure as failure:
+            self._fail(failure)
+            return
+        if head.status < 200:  # 100 Continue, 103 Early Hints: the answer follows
+            self._read_head(b"")
+            return
+        self._keep_alive = head.keep_alive
+        self._body = head.body
+        if self._awaited is not None:
+            self._awaited.set_result(head)
+
+    def _hold_early(self, data: bytes) -> None:
+        self._buffer += data
+        if len(self._buffer) > _MAX_EARLY:
+            self.pause()
+
+    # Ends
+
+    def _finish(self) -> None:
+        body, sink = self._body, self._sink
+        self._body, self._sink = None, None
+        if body is not None and body.surplus:
+            self._keep_alive = False
+        if sink is not None:
+            sink.end()
+
+    def _fail(self, failure: UpstreamFailure) -> None:
+        self._failure = self._failure or failure
+        sink, self._sink = self._sink, None
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.abort()
+        if self._awaited is not None and not self._awaited.done():
+            self._awaited.set_exception(failure)
+        if sink is not None:
+            sink.failed(failure)
+
+    def _lost(self, exc: Exception | None) -> UpstreamFailure:
+        if self._body is None and not self._buffer:
+            detail = f"closed without an answer ({exc or 'end of stream'})"
+            return UpstreamFailure("closed_early", detail, retryable=self.reused)
+        return UpstreamFailure("eof" if exc is None else "reset", f"broke off ({exc or 'end of stream'})")
+
+
+@dataclass(slots=True)
+class _Idle:
+    connection: Connection
+    since: float
+
+
+class Client:
+    """Connections to engines, kept for reuse for `keep_alive` seconds; last in, first out."""
+
+    def __init__(self, *, connect_timeout: float, keep_alive: float) -> None:
+        self._connect_timeout = connect_timeout
+        self._keep_alive = keep_alive
+        self._idle: dict[Endpoint, deque[_Idle]] = {}
+        self._sweep: asyncio.TimerHandle | None = None
+        self._tls: ssl.SSLContext | None = None
+
+    async def connect(self, endpoint: Endpoint, *, fresh: bool = False) -> Connection:
+        """A connection that no request is on; with `fresh`, never a reused one. Raises UpstreamFailure."""
+        while idle := self._idle.get(endpoint):
+            found = idle.pop()
+            if fresh or not found.connection.reusable:
+                found.connection.close()
+                continue
+            found.connection.on_idle_close = None
+            found.connection.reused = True
+            return found.connection
+        return await self._dial(endpoint)
+
+    def release(self, endpoint: Endpoint, connection: Connection) -> None:
+        """Takes a connection back: kept if its answer was read to the end, closed otherwise."""
+        if not connection.reusable:
+            connection.close()
+            return
+        loop = asyncio.get_running_loop()
+        entry = _Idle(connection, loop.time())
+        idle = self._idle.setdefault(endpoint, deque())
+        idle.append(entry)
+        connection.on_idle_close = lambda: self._forget(endpoint, entry)
+        if self._sweep is None:
+            self._sweep = loop.call_later(self._keep_alive, self._close_old)
+
+    def close(self) -> None:
+        """Closes every idle connection."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
+        for idle in list(self._idle.values()):
+            while idle:
+                idle.pop().connection.close()
+        self._idle.clear()
+
+    @property
+    def idle_count(self) -> int:
+        return sum(map(len, self._idle.values()))
+
+    async def _dial(self, endpoint: Endpoint) -> Connection:
+        loop = asyncio.get_running_loop()
+        where = f"{endpoint.host}:{endpoint.port}"
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                _, connection = await loop.create_connection(
+                    lambda: Connection(loop), endpoint.host, endpoint.port, ssl=self._context(endpoint)
+                )
+        except TimeoutError as error:
+            raise UpstreamFailure("connect_timeout", where, retryable=True) from error
+        except (OSError, ssl.SSLError) as error:
+            raise UpstreamFailure("connect", f"{where}: {error}", retryable=True) from error
+        return connection
+
+    def _context(self, endpoint: Endpoint) -> ssl.SSLContext | None:
+        if not endpoint.tls:
+            return None
+        self._tls = self._tls or ssl.create_default_context()
+        return self._tls
+
+    def _forget(self, endpoint: Endpoint, entry: _Idle) -> None:
+        idle = self._idle.get(endpoint)
+        if idle is None:
+            return
+        with contextlib.suppress(ValueError):
+            idle.remove(entry)
+        if not idle:
+            del self._idle[endpoint]
+
+    def _close_old(self) -> None:
+        loop = asyncio.get_running_loop()
+        limit = loop.time() - self._keep_alive
+        for idle in list(self._idle.values()):
+            for entry in [entry for entry in idle if entry.since <= limit]:
+                entry.connection.close()  # its end calls `_forget`
+        again = bool(self._idle)
+        self._sweep = loop.call_later(self._keep_alive / 2, self._close_old) if again else None

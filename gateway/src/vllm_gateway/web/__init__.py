@@ -1,0 +1,1 @@
+"""HTTP as callers see it: routes, dialects, and the relay that carries streams."""

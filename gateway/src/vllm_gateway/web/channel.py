@@ -1,0 +1,260 @@
+"""The way back to the caller, twice: below ASGI onto the transport, and through plain ASGI `send`.
+
+Both write a block in one piece, tell a `Flow` when to hold back, and cancel the request's own task (the
+owner) when the caller leaves. The relay does not know which of the two it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Protocol
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from vllm_gateway.web.protocol import EXTENSION, Raw
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+_HIGH_WATER = 64 * 1024
+
+
+class Flow(Protocol):
+    """Who is told to stop and to go on writing."""
+
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+
+
+class Channel(Protocol):
+    """One answer. `gone` once the caller has left or was cut off; writing is then a no-op."""
+
+    gone: bool
+    started: bool
+    finished: bool
+    flow: Flow | None
+
+    def start(self, status: int, headers: Headers, length: int | None) -> None:
+        """The head; without `length` the body is chunked, or ends with the connection for HTTP/1.0."""
+        ...
+
+    def write(self, block: bytes) -> None: ...
+    def finish(self, block: bytes = b"") -> None:
+        """The body's last block and its end."""
+        ...
+
+    def abort(self) -> None:
+        """Cuts the connection, so that the caller sees the answer as broken."""
+        ...
+
+    def watch(self, receive: Receive) -> None:
+        """From now on, once the body is read, the owner is cancelled when the caller leaves."""
+        ...
+
+    async def wait(self, done: asyncio.Future[Any]) -> None:
+        """Until `done`, or until everything written is handed on, whichever is later."""
+        ...
+
+    async def close(self) -> None:
+        """Lets go of the connection; safe to call twice."""
+        ...
+
+
+class RawChannel:
+    """Writes to uvicorn's transport. Every state of uvicorn's cycle that matters is kept as it keeps it."""
+
+    def __init__(self, raw: Raw) -> None:
+        self._protocol = raw.protocol
+        self._cycle = raw.cycle
+        self._transport: asyncio.Transport = raw.protocol.transport
+        self._owner = asyncio.current_task()
+        self._chunked = False
+        self.flow: Flow | None = None
+        self.gone = self._transport.is_closing()
+        self.started = False
+        self.finished = False
+        raw.protocol.listener = self
+
+    def start(self, status: int, headers: Headers, length: int | None) -> None:
+        cycle = self._cycle
+        # Before the first byte: were the task cancelled now, uvicorn would write a head of its own.
+        cycle.response_started = True
+        cycle.waiting_for_100_continue = False
+        self.started = True
+        lines = [STATUS_LINE[status]]
+        lines += [b"%b: %b\r\n" % header for header in cycle.default_headers]
+        lines += [b"%b: %b\r\n" % header for header in headers]
+        cycle.keep_alive = cycle.keep_alive and (b"connection", b"close") not in headers
+        if length is not None:
+            lines.append(b"content-length: %d\r\n" % length)
+        elif cycle.scope["http_version"] == "1.1":
+            self._chunked = True
+            lines.append(b"transfer-encoding: chunked\r\n")
+        else:
+            cycle.keep_alive = False
+        if not cycle.keep_alive and (b"connection", b"close") not in headers:
+            lines.append(b"connection: close\r\n")
+        self._send(b"".join((*lines, b"\r\n")))
+
+    def write(self, block: bytes) -> None:
+        self._send(b"%x\r\n%b\r\n" % (len(block), block) if self._chunked else block)
+
+    def finish(self, block: bytes = b"") -> None:
+        if self.finished or self.gone:
+            return
+        self.finished = True
+        if self._chunked:
+            self._send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(block), block) if block else b"0\r\n\r\n")
+        elif block:
+            self._send(block)
+        self._release()
+        cycle = self._cycle
+        cycle.response_complete = True
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            self._transport.close()
+        cycle.on_response()
+
+    def abort(self) -> None:
+        self.gone = True
+        self._cycle.disconnected = True
+        self._transport.abort()
+
+    def watch(self, receive: Receive) -> None:  # noqa: ARG002 - the other channel needs it
+        """The protocol calls `connection_lost`; reading must go on, or it could not know."""
+        if not self._protocol.pipeline:
+            self._protocol.flow.resume_reading()
+
+    async def wait(self, done: asyncio.Future[Any]) -> None:
+        await asyncio.wait((done,))
+
+    async def close(self) -> None:
+        self._release()
+
+    # Listener
+
+    def pause_writing(self) -> None:
+        if self.flow is not None:
+            self.flow.pause()
+
+    def resume_writing(self) -> None:
+        if self.flow is not None:
+            self.flow.resume()
+
+    def connection_lost(self) -> None:
+        self.gone = True
+        # uvicorn marks the connection's newest cycle only, which a pipelined request may have replaced.
+        self._cycle.disconnected = True
+        if self._owner is not None and not self.finished:
+            self._owner.cancel()
+
+    def _send(self, data: bytes) -> None:
+        if not self.gone:
+            self._transport.write(data)
+
+    def _release(self) -> None:
+        if self._protocol.listener is self:
+            self._protocol.listener = None
+
+
+class AsgiChannel:
+    """Plain ASGI: what is written waits here until the owner's task, in `wait`, has sent it."""
+
+    def __init__(self, send: Send) -> None:
+        self._asgi_send = send
+        self._owner = asyncio.current_task()
+        self._watcher: asyncio.Task[None] | None = None
+        self._messages: deque[Message] = deque()
+        self._queued = 0
+        self._news = asyncio.Event()
+        self._paused = False
+        self.flow: Flow | None = None
+        self.gone = False
+        self.started = False
+        self.finished = False
+
+    def start(self, status: int, headers: Headers, length: int | None) -> None:
+        self.started = True
+        extra = [] if length is None else [(b"content-length", b"%d" % length)]
+        self._put({"type": "http.response.start", "status": status, "headers": [*headers, *extra]}, 0)
+
+    def write(self, block: bytes) -> None:
+        self._put({"type": "http.response.body", "body": block, "more_body": True}, len(block))
+
+    def finish(self, block: bytes = b"") -> None:
+        if self.finished or self.gone:
+            return
+        self.finished = True
+        self._put({"type": "http.response.body", "body": block, "more_body": False}, len(block))
+
+    def abort(self) -> None:
+        """ASGI has no way to cut: a server closes where an application returns in the middle."""
+        self._leave()
+
+    def watch(self, receive: Receive) -> None:
+        self._watcher = asyncio.ensure_future(self._until_disconnect(receive))
+
+    async def wait(self, done: asyncio.Future[Any]) -> None:
+        done.add_done_callback(lambda _: self._news.set())
+        while not (done.done() and not self._messages):
+            await self._news.wait()
+            self._news.clear()
+            await self._flush()
+
+    async def close(self) -> None:
+        if not self.gone:
+            await self._flush()
+        if self._watcher is not None:
+            self._watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watcher
+            self._watcher = None
+
+    async def _flush(self) -> None:
+        while self._messages and not self.gone:
+            message = self._messages[0]
+            try:
+                await self._asgi_send(message)
+            except OSError:  # ASGI 2.4: send after a disconnect
+                self._leave()
+                return
+            self._messages.popleft()  # not before: a cancelled send has written nothing
+            self._queued -= len(message.get("body", b""))
+            if self._paused and self._queued <= _HIGH_WATER // 4:
+                self._paused = False
+                if self.flow is not None:
+                    self.flow.resume()
+
+    def _put(self, message: Message, size: int) -> None:
+        if self.gone:
+            return
+        self._messages.append(message)
+        self._queued += size
+        self._news.set()
+        if self._queued > _HIGH_WATER and not self._paused:
+            self._paused = True
+            if self.flow is not None:
+                self.flow.pause()
+
+    async def _until_disconnect(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        if not self.finished:
+            self._leave()
+
+    def _leave(self) -> None:
+        self.gone = True
+        if self._owner is not None:
+            self._owner.cancel()
+
+
+def channel_for(scope: Scope, send: Send) -> Channel:
+    """The raw channel where the server offers its connection, plain ASGI where it does not."""
+    raw = scope.get("extensions", {}).get(EXTENSION)
+    return RawChannel(raw) if isinstance(raw, Raw) else AsgiChannel(send)

@@ -1,0 +1,71 @@
+"""What differs between the API families once a request has been understood."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from vllm_gateway.errors import GatewayError
+
+
+@dataclass(slots=True)
+class Account:
+    """What an answer was, as far as it has been seen. `failure` is an in-band one, by its metric label."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    token_events: int = 0
+    finish_reason: str | None = None
+    failure: str | None = None
+    done: bool = False
+
+    def read_usage(self, usage: object) -> None:
+        """A usage object of vLLM or OpenAI; anything else is ignored."""
+        if isinstance(usage, dict):
+            self.prompt_tokens = _count(usage.get("prompt_tokens"), self.prompt_tokens)
+            self.completion_tokens = _count(usage.get("completion_tokens"), self.completion_tokens)
+
+    @property
+    def completion_seen(self) -> int:
+        """Completion tokens by the engine's own count; by events where the stream broke before it came."""
+        return self.completion_tokens or self.token_events
+
+
+def _count(value: object, default: int) -> int:
+    return value if isinstance(value, int) and value >= 0 else default
+
+
+class StreamDialect(Protocol):
+    """Turns an engine's events into what the caller gets. A block is one or more whole events."""
+
+    account: Account
+
+    def block(self, block: bytes) -> bytes:
+        """What is sent for a block; may be nothing."""
+        ...
+
+    def has_token(self, block: bytes) -> bool:
+        """Whether a block is more than an opening formality: then the first token has come."""
+        ...
+
+    def end(self) -> bytes:
+        """What is sent after the last block of a stream that ended well."""
+        ...
+
+    def failed(self, error: GatewayError) -> bytes:
+        """One error event and the family's terminator."""
+        ...
+
+
+class Dialect(Protocol):
+    """One request's side of a family."""
+
+    def stream(self) -> StreamDialect: ...
+
+    def unary(self, body: bytes, account: Account) -> bytes:
+        """The body for the caller, from the engine's. Raises GatewayError where it cannot be read."""
+        ...
+
+    def refusal(self, status: int, body: bytes) -> bytes | None:
+        """The engine's error body if it may go to the caller as it is."""
+        ...

@@ -1,0 +1,162 @@
+"""The outermost ASGI application: the relayed routes by itself, everything else by FastAPI.
+
+FastAPI's middleware would wrap every event of a stream; so CORS, request ids, metrics and the access log are
+plain functions that both paths pass through here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from vllm_gateway.errors import (
+    GatewayError,
+    UpstreamFailure,
+    from_failure,
+    internal_error,
+    openai_error,
+    shutting_down,
+)
+from vllm_gateway.policy.limits import request_id
+from vllm_gateway.web.channel import Headers, Message, Receive, Scope, Send, channel_for
+from vllm_gateway.web.cors import CorsPolicy, is_preflight
+from vllm_gateway.web.exchange import CLIENT_CLOSED, Disconnected, Exchange
+from vllm_gateway.web.routes import ROUTES
+from vllm_gateway.web.services import Services
+
+_LOG = logging.getLogger("vllm_gateway.web")
+_ACCESS = logging.getLogger("vllm_gateway.access")
+_KNOWN_PATHS = frozenset({"/models", "/health", "/v1/models", "/docs", "/openapi.json"})
+
+AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+Lifespan = Callable[[], Awaitable[None]]
+
+
+class Edge:
+    """One gateway as an ASGI application. `start` and `stop` are its lifespan."""
+
+    def __init__(self, services: Services, api: AsgiApp, start: Lifespan, stop: Lifespan) -> None:
+        self._services = services
+        self._api = api
+        self._start = start
+        self._stop = stop
+        self._cors = CorsPolicy(services.settings.cors)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope["headers"])
+        method, path = scope["method"], scope["path"]
+        route = ROUTES.get(path)
+        known = route is not None or path in _KNOWN_PATHS
+        identity = request_id(headers)
+        common = [(b"x-request-id", identity.encode("ascii")), *self._cors.headers(headers)]
+        if self._services.lifecycle.draining:
+            common.append((b"connection", b"close"))
+        exchange = Exchange(
+            method=method,
+            route=path if known else "other",
+            headers=headers,
+            request_id=identity,
+            common_headers=common,
+            receive=receive,
+            channel=channel_for(scope, send),
+            error_object=route.error_object if route is not None else openai_error,
+        )
+        try:
+            if is_preflight(method, headers):
+                exchange.respond(204, self._cors.preflight(headers), b"")
+            elif route is None:
+                await self._by_fastapi(exchange, common, scope, receive, send)
+            elif method != "POST":
+                await exchange.respond_error(_not_post(method, path))
+            else:
+                await self._relayed(exchange, route.handle)
+            await exchange.channel.close()
+        except asyncio.CancelledError:
+            if not exchange.channel.gone:
+                raise  # the server's doing; a caller that left is no error
+        finally:
+            self._record(exchange)
+
+    async def _relayed(
+        self, exchange: Exchange, handle: Callable[[Services, Exchange], Awaitable[None]]
+    ) -> None:
+        try:
+            await handle(self._services, exchange)
+        except asyncio.CancelledError:
+            if exchange.channel.gone:
+                raise
+            await self._fail(exchange, shutting_down())
+        except Disconnected:
+            exchange.channel.gone = True
+        except GatewayError as error:
+            await self._fail(exchange, error)
+        except UpstreamFailure as failure:
+            _LOG.warning("engine failed", extra={"fields": _fields(exchange) | {"detail": str(failure)}})
+            await self._fail(exchange, from_failure(failure))
+        except Exception:  # noqa: BLE001 - the last resort: the caller gets an answer, the log a trace
+            _LOG.exception("request failed", extra={"fields": _fields(exchange)})
+            await self._fail(exchange, internal_error())
+
+    async def _fail(self, exchange: Exchange, error: GatewayError) -> None:
+        if exchange.channel.started:
+            exchange.channel.abort()
+        else:
+            await exchange.respond_error(error)
+
+    async def _by_fastapi(
+        self, exchange: Exchange, common: Headers, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                message = {**message, "headers": [*message.get("headers", ()), *common]}
+            await send(message)
+
+        await exchange.channel.close()  # FastAPI answers through `send`
+        await self._api(scope, receive, send_with_headers)
+
+    def _record(self, exchange: Exchange) -> None:
+        status = exchange.status or CLIENT_CLOSED
+        if not exchange.status:
+            exchange.outcome = "client_closed"
+        seconds = asyncio.get_running_loop().time() - exchange.started_at
+        metrics = self._services.metrics
+        metrics.requests.labels(exchange.model, exchange.route, str(status)).inc()
+        metrics.duration.labels(exchange.model, exchange.route).observe(seconds)
+        if _ACCESS.isEnabledFor(logging.INFO):
+            fields = _fields(exchange) | {"status": status, "seconds": round(seconds, 4)}
+            if exchange.outcome:
+                fields["outcome"] = exchange.outcome
+            _ACCESS.info("request", extra={"fields": fields})
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await self._start()
+                await send({"type": "lifespan.startup.complete"})
+            elif message["type"] == "lifespan.shutdown":
+                await self._stop()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+
+def _not_post(method: str, path: str) -> GatewayError:
+    return GatewayError(405, "method_not_allowed", f"{path} takes POST, not {method}.", allow="POST, OPTIONS")
+
+
+def _fields(exchange: Exchange) -> dict[str, Any]:
+    return {
+        "request_id": exchange.request_id,
+        "method": exchange.method,
+        "route": exchange.route,
+        "model": exchange.model,
+    }

@@ -1,0 +1,115 @@
+"""One request and its answer: what is known of it, and the few ways to answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vllm_gateway.errors import GatewayError
+from vllm_gateway.policy.limits import body_too_large, body_too_slow, check_declared
+from vllm_gateway.settings import RequestLimits
+from vllm_gateway.telemetry import UNKNOWN_MODEL
+from vllm_gateway.web.channel import Channel, Headers, Receive
+
+_DISCARD_SECONDS = 1.0
+CLIENT_CLOSED = 499  # nginx's code for a caller that left; it stands in metrics and logs only
+
+
+class Disconnected(Exception):
+    """The caller left before the request was read."""
+
+
+class Exchange:
+    """A request with its channel. `status`, `model` and `outcome` are what the metrics and the log say."""
+
+    def __init__(
+        self,
+        *,
+        method: str,
+        route: str,
+        headers: Mapping[bytes, bytes],
+        request_id: str,
+        common_headers: Headers,
+        receive: Receive,
+        channel: Channel,
+        error_object: Callable[[GatewayError], dict[str, Any]],
+    ) -> None:
+        self.method = method
+        self.route = route
+        self.headers = headers
+        self.request_id = request_id
+        self.channel = channel
+        self.model = UNKNOWN_MODEL
+        self.status = 0
+        self.outcome = ""
+        self.started_at = asyncio.get_running_loop().time()
+        self._common = common_headers
+        self._receive = receive
+        self._error_object = error_object
+        self._unread = True
+
+    async def body(self, limits: RequestLimits) -> bytes:
+        """The request's body. Raises GatewayError (408, 413, 415) or Disconnected."""
+        check_declared(self.headers, limits.body_bytes)
+        try:
+            async with asyncio.timeout(limits.body_timeout):
+                body = await self._read(limits.body_bytes)
+        except TimeoutError:
+            raise body_too_slow(limits.body_timeout) from None
+        self.channel.watch(self._receive)
+        return body
+
+    async def _read(self, limit: int) -> bytes:
+        pieces: list[bytes] = []
+        left = limit
+        while self._unread:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise Disconnected
+            piece: bytes = message.get("body", b"")
+            pieces.append(piece)
+            left -= len(piece)
+            self._unread = bool(message.get("more_body", False))
+            if left < 0:
+                raise body_too_large(limit)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def start(self, status: int, headers: Headers, length: int | None = None) -> None:
+        self.status = status
+        self.channel.start(status, [*headers, *self._common], length)
+
+    def respond(self, status: int, headers: Headers, body: bytes) -> None:
+        self.start(status, headers, len(body))
+        self.channel.finish(body)
+
+    def respond_json(self, status: int, document: object, headers: Headers | None = None) -> None:
+        content = (b"content-type", b"application/json")
+        self.respond(status, [content, *(headers or [])], json.dumps(document).encode())
+
+    async def respond_error(self, error: GatewayError) -> None:
+        """An error in the family's shape. What is left of the body is read first, for a moment: closing over
+        unread data would reset the connection and the caller would never see the answer.
+        """
+        headers: Headers = [] if error.allow is None else [(b"allow", error.allow.encode())]
+        if error.retry_after is not None:
+            headers.append((b"retry-after", b"%d" % error.retry_after))
+        if self._unread:
+            await self._discard()
+        if self._unread:
+            headers.append((b"connection", b"close"))
+        self.outcome = error.code
+        self.respond_json(error.status, {"error": self._error_object(error)}, headers)
+
+    async def _discard(self) -> None:
+        if b"expect" in self.headers:
+            return  # the caller waits for leave to send, and gets none
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DISCARD_SECONDS):
+                while self._unread:
+                    message = await self._receive()
+                    if message["type"] == "http.disconnect":
+                        return
+                    self._unread = bool(message.get("more_body", False))

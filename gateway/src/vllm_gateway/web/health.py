@@ -1,0 +1,113 @@
+"""`GET /health` for load balancers, and the management port: /metrics, /livez, /readyz, /load."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
+
+from vllm_gateway.web.channel import Receive, Scope, Send
+from vllm_gateway.web.models import ModelState, states
+from vllm_gateway.web.services import Services
+
+_STUCK_SECONDS = 30.0
+
+
+class Health(BaseModel):
+    """`starting` until the list of models is known once; `draining` after SIGTERM."""
+
+    status: Literal["ok", "starting", "draining"]
+    models: list[ModelState]
+    notes: list[str]
+
+
+def health_router(services: Services) -> APIRouter:
+    router = APIRouter(tags=["health"])
+
+    @router.api_route(
+        "/health", methods=["GET", "HEAD"], operation_id="health", responses={503: {"model": Health}}
+    )
+    async def health(response: Response) -> Health:
+        """Whether this gateway should get requests, and the models behind it. 503 while it drains."""
+        table = services.table()
+        draining = services.lifecycle.draining
+        if draining:
+            response.status_code = 503
+        status: Literal["ok", "starting", "draining"] = "ok" if table.complete else "starting"
+        shown = states(table)
+        return Health(status="draining" if draining else status, models=shown.models, notes=shown.notes)
+
+    return router
+
+
+Answer = tuple[int, str, bytes]
+
+
+class Management:
+    """The ASGI application of the management port. It runs in a thread of its own, so that a busy request
+    loop neither delays a probe nor hides its own hanging: `/livez` fails when that loop stopped.
+    """
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._routes: dict[str, Callable[[], Answer]] = {
+            "/metrics": self._metrics,
+            "/livez": self._livez,
+            "/readyz": self._readyz,
+            "/load": self._load,
+        }
+
+    async def __call__(self, scope: Scope, _: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        route = self._routes.get(scope["path"])
+        status, kind, body = _text(404, "not found") if route is None else route()
+        if scope["method"] not in ("GET", "HEAD"):
+            status, kind, body = _text(405, "use GET")
+        headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def _metrics(self) -> Answer:
+        return 200, CONTENT_TYPE_LATEST, generate_latest(self._services.metrics.registry)
+
+    def _livez(self) -> Answer:
+        silent = time.monotonic() - self._services.lifecycle.beat
+        return _text(200, "ok") if silent < _STUCK_SECONDS else _text(503, f"stuck for {silent:.0f} s")
+
+    def _readyz(self) -> Answer:
+        if self._services.lifecycle.draining:
+            return _text(503, "draining")
+        table = self._services.table()
+        return _text(200, "ok") if table.complete else _text(503, "; ".join(table.notes) or "starting")
+
+    def _load(self) -> Answer:
+        return 200, "application/json", json.dumps(load_report(self._services)).encode()
+
+
+def load_report(services: Services) -> dict[str, Any]:
+    """What the operator scales by. `started_at` is Unix time; a young gateway knows little of idleness."""
+    load = services.engines.load
+    by_model, by_endpoint = load.snapshot()
+    age = time.time() - services.lifecycle.started_at
+    models = {
+        key: {
+            "in_flight": by_model.get(key, 0),
+            "queued": 0,
+            "oldest_queued_seconds": 0.0,
+            "idle_seconds": load.idle_seconds(key, age),
+            "endpoints": {end.id: by_endpoint.get(end.id, 0) for end in model.endpoints},
+        }
+        for key, model in services.table().models.items()
+    }
+    lifecycle = services.lifecycle
+    return {"started_at": lifecycle.started_at, "draining": lifecycle.draining, "models": models}
+
+
+def _text(status: int, text: str) -> Answer:
+    return status, "text/plain; charset=utf-8", text.encode() + b"\n"

@@ -1,0 +1,88 @@
+"""`GET /models` and the OpenAI-compatible `GET /v1/models`, answered from the table."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from vllm_gateway.routing.table import Model, Table
+from vllm_gateway.web.services import Services
+
+OWNER = "vllm-fleet"
+
+
+class ModelState(BaseModel):
+    """One model, the names that it answers to, and why it does not answer if it does not."""
+
+    name: str
+    names: list[str]
+    ready: bool
+    endpoints: int
+    reason: str
+    message: str
+
+
+class ModelStates(BaseModel):
+    """Every model, served or not. `notes` say what the gateway cannot see now."""
+
+    models: list[ModelState]
+    notes: list[str]
+
+
+class OpenAIModel(BaseModel):
+    """A name that a request may give, in OpenAI's shape."""
+
+    id: str
+    object: str = "model"
+    created: int
+    owned_by: str = OWNER
+
+
+class OpenAIModels(BaseModel):
+    """OpenAI's list shape."""
+
+    object: str = "list"
+    data: list[OpenAIModel]
+
+
+def states(table: Table) -> ModelStates:
+    return ModelStates(models=[_state(model) for model in table.models.values()], notes=list(table.notes))
+
+
+def _state(model: Model) -> ModelState:
+    return ModelState(
+        name=model.key,
+        names=sorted({model.key, *model.served_names}),
+        ready=bool(model.endpoints),
+        endpoints=len(model.endpoints),
+        reason=model.reason,
+        message=model.message,
+    )
+
+
+def models_router(services: Services) -> APIRouter:
+    router = APIRouter(tags=["models"])
+
+    @router.api_route("/models", methods=["GET", "HEAD"], operation_id="models")
+    async def models() -> ModelStates:
+        """Every model and its state."""
+        return states(services.table())
+
+    @router.get("/v1/models", operation_id="openai_models")
+    async def openai_models() -> OpenAIModels:
+        """The names that requests may give."""
+        table = services.table()
+        return OpenAIModels(data=[_named(table, name) for name in table.public_names()])
+
+    @router.get("/v1/models/{name:path}", operation_id="openai_model")
+    async def openai_model(name: str) -> OpenAIModel:
+        """One name."""
+        table = services.table()
+        table.resolve(name)
+        return _named(table, name)
+
+    return router
+
+
+def _named(table: Table, name: str) -> OpenAIModel:
+    return OpenAIModel(id=name, created=min(model.created for model in table.names[name]))

@@ -1,0 +1,192 @@
+"""uvicorn's HTTP protocol, with limits on heads, and with the connection offered to the relay.
+
+httptools limits nothing: a head of 20 MB was accepted. And ASGI's `send` costs more than a stream's relaying
+does; so the request's scope carries an extension through which a `RawChannel` writes to the transport.
+uvicorn is pinned, since this file depends on its insides (0.54.0: protocols/http/httptools_impl.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import socket
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from vllm_gateway.errors import GatewayError, openai_error
+from vllm_gateway.settings import RequestLimits
+
+_LINGER_SECONDS = 1.0
+EXTENSION = "vllm_gateway.connection"
+
+
+class Listener(Protocol):
+    """Who answers the request at hand and must know how the caller's connection is."""
+
+    def pause_writing(self) -> None: ...
+    def resume_writing(self) -> None: ...
+    def connection_lost(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """What the scope's extension holds: this request's connection and its own cycle.
+
+    The cycle is bound when the head is complete: a pipelined request replaces `protocol.cycle` while the
+    one before it is still being answered.
+    """
+
+    protocol: GatewayProtocol
+    cycle: RequestResponseCycle
+
+
+class GatewayProtocol(HttpToolsProtocol):
+    """One connection of a caller."""
+
+    def __init__(self, limits: RequestLimits, write_stall: float, **uvicorn: Any) -> None:
+        super().__init__(**uvicorn)
+        self._limits = limits
+        self._write_stall = write_stall
+        self._in_head = False
+        self._head_bytes = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._refusal: GatewayError | None = None
+        self.listener: Listener | None = None
+
+    # The connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        _notice_dead_peers(transport, self._write_stall)
+        self._arm_head_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._cancel_head_timer()
+        super().connection_lost(exc)
+        if self.listener is not None:  # nobody waits in receive(): the owner of the answer must be woken
+            self.listener.connection_lost()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self.listener is not None:
+            self.listener.pause_writing()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.listener is not None:
+            self.listener.resume_writing()
+
+    # The head
+
+    def data_received(self, data: bytes) -> None:
+        if self._refusal is not None:
+            return
+        in_head = self._in_head
+        super().data_received(data)
+        if in_head and self._in_head:  # a head over several reads: the parser holds what it has not reported
+            self._head_bytes += len(data)
+            if self._head_bytes > self._limits.header_bytes + self._limits.url_bytes:
+                self.refuse(_head_too_large(self._limits))
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+        self._head_bytes = 0
+        if self._head_timer is None:
+            self._arm_head_timer()
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > self._limits.url_bytes:
+            self._refusal = GatewayError(414, "url_too_long", "The URL is too long.")
+            raise _Refused
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._cancel_head_timer()
+        size = sum(len(name) + len(value) for name, value in self.headers)
+        if size > self._limits.header_bytes or len(self.headers) > self._limits.header_count:
+            self._refusal = _head_too_large(self._limits)
+            raise _Refused
+        super().on_headers_complete()
+        if self.parser.should_upgrade():  # to h2c, say: it is not done, and the parser stops at it
+            self.cycle.keep_alive = False
+        self.scope["extensions"] = {EXTENSION: cast("dict[object, object]", Raw(self, self.cycle))}
+
+    def send_400_response(self, msg: str) -> None:
+        """Called by uvicorn wherever the parser, or a callback of it, raises."""
+        self.refuse(self._refusal or GatewayError(400, "invalid_http", msg))
+
+    def refuse(self, error: GatewayError) -> None:
+        """Answers a request that never became one, and closes.
+
+        While another answer is under way on the connection nothing may be written into it: then the
+        connection just ends. Otherwise what still comes is read for a moment, since closing over unread
+        data would reset the connection and take the answer with it.
+        """
+        self._refusal = error
+        self._cancel_head_timer()
+        if not self._may_answer():
+            self.transport.close()
+            return
+        self.transport.write(_response(error))
+        self.transport.write_eof()
+        self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+
+    def _may_answer(self) -> bool:
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is None or cycle.response_complete or not (cycle.response_started or self.pipeline)
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Said to nobody: a Java client offers h2c with each request."""
+
+    def _arm_head_timer(self) -> None:
+        self._head_timer = self.loop.call_later(self._limits.header_timeout, self._head_too_slow)
+
+    def _cancel_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_too_slow(self) -> None:
+        self._head_timer = None
+        if self._in_head:
+            text = f"The request's head did not arrive within {self._limits.header_timeout:g} s."
+            self.refuse(GatewayError(408, "head_too_slow", text))
+        elif not self.transport.is_closing():
+            self.transport.close()
+
+
+class _Refused(Exception):
+    """Stops the parser; the answer is in `_refusal`."""
+
+
+def protocol_factory(limits: RequestLimits, write_stall: float) -> type[asyncio.Protocol]:
+    """What uvicorn's `http` setting takes: it calls it with keywords for each connection."""
+    return cast("type[asyncio.Protocol]", functools.partial(GatewayProtocol, limits, write_stall))
+
+
+def _head_too_large(limits: RequestLimits) -> GatewayError:
+    text = f"The headers are larger than {limits.header_bytes} bytes or more than {limits.header_count}."
+    return GatewayError(431, "headers_too_large", text)
+
+
+def _response(error: GatewayError) -> bytes:
+    body = json.dumps({"error": openai_error(error)}).encode()
+    head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+    return STATUS_LINE[error.status] + head + body
+
+
+def _notice_dead_peers(transport: asyncio.Transport, write_stall: float) -> None:
+    """Lets the kernel end a connection whose peer vanished without a word (RFC 9293, RFC 5482)."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(write_stall * 1000))
+    if hasattr(socket, "TCP_KEEPIDLE"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(write_stall / 2)))

@@ -1,0 +1,276 @@
+"""From an engine's answer to the caller's, in one place with one owner."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vllm_gateway.errors import UpstreamFailure, from_engine, from_failure
+from vllm_gateway.routing.table import Model
+from vllm_gateway.settings import RequestLimits, Timeouts
+from vllm_gateway.telemetry import Gaps, Metrics
+from vllm_gateway.upstream.attempt import Call, Engines, Upstream
+from vllm_gateway.upstream.http1 import Head
+from vllm_gateway.upstream.sse import Events, has_data
+from vllm_gateway.web.channel import Channel, Headers
+from vllm_gateway.web.dialect import Account, Dialect, StreamDialect
+from vllm_gateway.web.exchange import Exchange
+
+_LOG = logging.getLogger("vllm_gateway.relay")
+_MAX_ERROR_BODY = 64 * 1024
+_SSE_HEADERS: Headers = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+_COMMENT = ord(":")
+
+
+class Stream:
+    """Carries one stream: the upstream connection's sink and the caller's flow.
+
+    Everything here runs inside the event loop's callbacks; the owner only waits for `done`.
+    """
+
+    def __init__(
+        self, channel: Channel, upstream: Upstream, dialect: StreamDialect, gaps: Gaps, timeouts: Timeouts
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._channel = channel
+        self._upstream = upstream
+        self._dialect = dialect
+        self._gaps = gaps
+        self._events = Events()
+        self._write = channel.write
+        self._now = self._loop.time
+        limits = upstream.model.limits
+        self._first_token_timeout = limits.first_token or timeouts.first_token
+        self._idle_timeout = limits.idle or timeouts.idle
+        self._write_stall = timeouts.write_stall
+        self._last = upstream.sent_at
+        self._stalled: asyncio.TimerHandle | None = None
+        self.first_token_at: float | None = None
+        self._watchdog = self._loop.call_at(self._deadline(), self._check_progress)
+        self.outcome = "client_closed"  # until the stream ends in another way
+        self.failure: UpstreamFailure | None = None
+        self.done: asyncio.Future[None] = self._loop.create_future()
+
+    # upstream.client.Sink
+
+    def data(self, payload: bytes) -> None:
+        block = self._events.feed(payload)
+        if not block:
+            return
+        sent = self._dialect.block(block)
+        if sent:
+            self._write(sent)
+        if block[0] == _COMMENT and not has_data(block):
+            return
+        now = self._now()
+        events = block.count(b"\n\n")
+        if self.first_token_at is not None:
+            self._gaps.observe(now - self._last, events)
+        elif self._dialect.has_token(block):
+            self.first_token_at = now
+        else:
+            return
+        self._dialect.account.token_events += events
+        self._last = now
+
+    def end(self) -> None:
+        """The engine's body is complete; the stream is, if its terminator has come."""
+        account = self._dialect.account
+        if account.failure is not None:
+            self._finish(account.failure, self._dialect.end())
+        elif account.done:
+            self._finish("complete", self._dialect.end())
+        else:
+            self.failed(UpstreamFailure("eof", "the stream ended without its terminator"))
+
+    def failed(self, failure: UpstreamFailure) -> None:
+        """One error event at an event's boundary; in the middle of a huge event only a cut is honest."""
+        if self.done.done():
+            return
+        if self._dialect.account.done:  # everything was there but the framing's end
+            self._finish(self._dialect.account.failure or "complete", self._dialect.end())
+            return
+        self.failure = failure
+        if self._events.inside:
+            self._finish(failure.reason, None)
+        else:
+            self._finish(failure.reason, self._dialect.failed(from_failure(failure)))
+
+    # web.channel.Flow
+
+    def pause(self) -> None:
+        self._upstream.connection.pause()
+        if self._stalled is None:
+            self._stalled = self._loop.call_later(self._write_stall, self._give_up_writing)
+
+    def resume(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+        self._last = self._now()  # the engine could not show progress meanwhile
+        self._upstream.connection.resume()
+
+    # Ends
+
+    def close(self) -> None:
+        """Stops the timers; nothing is delivered any more."""
+        self._watchdog.cancel()
+        if self._stalled is not None:
+            self._stalled.cancel()
+        self._channel.flow = None
+        if not self.done.done():
+            self.done.set_result(None)
+
+    def _finish(self, outcome: str, last: bytes | None) -> None:
+        if self.done.done():
+            return
+        self.outcome = outcome
+        if last is None:
+            self._channel.abort()
+        else:
+            self._channel.finish(last)
+        self.close()
+
+    def _give_up_writing(self) -> None:
+        self._stalled = None
+        self._finish("write_stall", None)
+
+    def _deadline(self) -> float:
+        waiting = self.first_token_at is None
+        return self._last + (self._first_token_timeout if waiting else self._idle_timeout)
+
+    def _check_progress(self) -> None:
+        """Runs once a timeout, not once an event: it looks when the last event was."""
+        deadline = self._deadline()
+        if self._stalled is not None:
+            deadline = self._now() + self._idle_timeout
+        if self._now() < deadline:
+            self._watchdog = self._loop.call_at(deadline, self._check_progress)
+            return
+        reason = "first_token_timeout" if self.first_token_at is None else "idle_timeout"
+        self.failed(UpstreamFailure(reason, "no token in time"))
+
+
+class WholeBody:
+    """Collects an answer that is no stream. Holding it until it is whole means that it is never cut."""
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+        self._pieces: list[bytes] = []
+        self._whole: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def data(self, payload: bytes) -> None:
+        self._left -= len(payload)
+        if self._left < 0:
+            self.failed(UpstreamFailure("too_large", "the answer is over limits.answerBytes"))
+        else:
+            self._pieces.append(payload)
+
+    def end(self) -> None:
+        if not self._whole.done():
+            self._whole.set_result(b"".join(self._pieces))
+
+    def failed(self, failure: UpstreamFailure) -> None:
+        self._pieces.clear()
+        if not self._whole.done():
+            self._whole.set_exception(failure)
+
+    async def read(self, upstream: Upstream, seconds: float) -> bytes:
+        upstream.connection.start(self)
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._whole
+        except TimeoutError:
+            raise UpstreamFailure("unary_timeout", "the answer was not complete in time") from None
+
+
+@dataclass(frozen=True, slots=True)
+class RelayResponse:
+    """Owns the lease and the upstream connection of one request, in the request's own task.
+
+    No background task and no dependency releases anything: leaving `run`, however that happens, does.
+    """
+
+    engines: Engines
+    metrics: Metrics
+    limits: RequestLimits
+    timeouts: Timeouts
+    exchange: Exchange
+    dialect: Dialect
+
+    async def run(self, call: Call, models: Sequence[Model]) -> None:
+        """Answers the exchange. Raises GatewayError and UpstreamFailure while nothing has been answered."""
+        async with self.engines.open(call, models) as upstream:
+            self.exchange.model = upstream.model.key
+            if not 200 <= upstream.head.status < 300:
+                await self._refuse(upstream)
+            elif _is_event_stream(upstream.head):
+                await self._stream(upstream)
+            else:
+                await self._unary(upstream)
+
+    async def _stream(self, upstream: Upstream) -> None:
+        channel = self.exchange.channel
+        dialect = self.dialect.stream()
+        gaps = self.metrics.gaps_of(upstream.model.key)
+        stream = Stream(channel, upstream, dialect, gaps, self.timeouts)
+        channel.flow = stream
+        try:
+            self.exchange.start(200, _SSE_HEADERS)
+            upstream.connection.start(stream)
+            await channel.wait(stream.done)
+        except asyncio.CancelledError:
+            if not channel.gone:  # not the caller left: the drain is over
+                stream.failed(UpstreamFailure("draining", "the gateway stops"))
+        finally:
+            stream.close()
+            self._record_stream(upstream.model, stream, dialect.account)
+
+    async def _unary(self, upstream: Upstream) -> None:
+        body = await self._read(upstream, self.limits.answer_bytes)
+        account = Account()
+        answer = self.dialect.unary(body, account)
+        kind = upstream.head.headers.get(b"content-type", b"application/json")
+        self.exchange.respond(upstream.head.status, [(b"content-type", kind)], answer)
+        self.metrics.count_tokens(upstream.model.key, account.prompt_tokens, account.completion_tokens)
+
+    async def _refuse(self, upstream: Upstream) -> None:
+        head = upstream.head
+        body = await self._read(upstream, _MAX_ERROR_BODY)
+        error = from_engine(head.status, body, head.header(b"retry-after"))
+        allowed = self.dialect.refusal(head.status, body)
+        if allowed is None:
+            raise error
+        self.exchange.outcome = error.code
+        self.exchange.respond(head.status, [(b"content-type", b"application/json")], allowed)
+
+    async def _read(self, upstream: Upstream, limit: int) -> bytes:
+        try:
+            return await WholeBody(limit).read(upstream, self.timeouts.unary)
+        except UpstreamFailure as failure:
+            self.metrics.upstream_error(upstream.model.key, failure.reason)
+            raise
+
+    def _record_stream(self, model: Model, stream: Stream, account: Account) -> None:
+        key = model.key
+        self.exchange.outcome = stream.outcome
+        self.metrics.streams_ended.labels(key, stream.outcome).inc()
+        self.metrics.count_tokens(key, account.prompt_tokens, account.completion_seen)
+        if stream.first_token_at is not None:
+            wait = stream.first_token_at - self.exchange.started_at
+            self.metrics.first_token.labels(key).observe(wait)
+        failed = stream.failure.reason if stream.failure is not None else account.failure
+        if failed is not None and failed != "draining":
+            self.metrics.upstream_error(key, failed)
+            detail = str(stream.failure or account.failure)
+            _LOG.warning("stream failed", extra={"fields": {"model": key, "detail": detail}})
+
+
+def _is_event_stream(head: Head) -> bool:
+    return head.headers.get(b"content-type", b"").lower().startswith(b"text/event-stream")

@@ -1,0 +1,32 @@
+"""What every route needs, passed by hand: no globals, so that a test can run two gateways side by side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from vllm_gateway.routing.table import Table
+from vllm_gateway.settings import Settings
+from vllm_gateway.telemetry import Metrics
+from vllm_gateway.upstream.attempt import Engines
+
+
+@dataclass(slots=True)
+class Lifecycle:
+    """Where the process is in its life. `beat` is when the request loop last ran (monotonic seconds)."""
+
+    started_at: float = field(default_factory=time.time)
+    draining: bool = False
+    beat: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """`table` returns the table in force: a request asks once and keeps what it got."""
+
+    settings: Settings
+    table: Callable[[], Table]
+    engines: Engines
+    metrics: Metrics
+    lifecycle: Lifecycle
