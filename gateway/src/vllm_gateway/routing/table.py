@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Literal
 
 from vllm_gateway.errors import GatewayError, model_not_found, model_not_ready
+
+Routing = Literal["LeastLoad", "PrefixHash", "Session"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +26,19 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """A model's own timeouts, in seconds; None means the gateway's setting."""
+    """A model's own limits, times in seconds; None means the gateway's setting.
+
+    `max_in_flight` is per endpoint. `cold_start` is how long a request waits while there is no endpoint.
+    `cache_ttl` of 0 is no response cache.
+    """
 
     first_token: float | None = None
     idle: float | None = None
+    max_in_flight: int | None = None
+    max_queue: int | None = None
+    queue_timeout: float | None = None
+    cold_start: float | None = None
+    cache_ttl: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +58,7 @@ class Model:
     created: int = 0
     weight: int = 100
     limits: Limits = Limits()
+    routing: Routing | None = None
 
     @property
     def key(self) -> str:
