@@ -149,7 +149,7 @@ class Cluster:
         query: dict[str, str],
         body: Any,
         content: str,
-        timeout: aiohttp.ClientTimeout,
+        limits: aiohttp.ClientTimeout,
     ) -> aiohttp.ClientResponse:
         """A response with a status below 400; its body is not read yet."""
         headers = {"Accept": "application/json", "Content-Type": content}

@@ -47,7 +47,7 @@ class Reflector:
         self.kind = kind
         self.table: dict[ObjectKey, Body] = {}
         self.synced = asyncio.Event()
-        self.last_contact = clock.monotonic()
+        self.last_activity = clock.monotonic()  # of an event, a list or a failed attempt: the loop turns
         self._source, self._clock, self._on_change, self._project = source, clock, on_change, project
         self._scope = (namespace, selector)
         self._backoff = Backoff(first=0.5, cap=30)
@@ -64,6 +64,7 @@ class Reflector:
                 await self._clock.sleep(PAUSE_SECONDS)
             except ApiError as error:
                 self._failures += 1
+                self.last_activity = self._clock.monotonic()
                 facts = {"kind": self.kind.kind, "code": error.code, "error": error.message}
                 log.warning("watch failed", extra=facts)
                 await self._clock.sleep(self._backoff.after(self._failures))
@@ -80,11 +81,11 @@ class Reflector:
         listing = await self._source.list(self.kind, *self._scope)
         self._replace(listing.items)
         self.synced.set()
-        self.last_contact = self._clock.monotonic()
+        self.last_activity = self._clock.monotonic()
         version = listing.version
         while True:
             async for event in self._source.watch(self.kind, *self._scope, version):
-                self.last_contact = self._clock.monotonic()
+                self.last_activity = self._clock.monotonic()
                 self._failures = 0
                 version = event.body["metadata"].get("resourceVersion", version)
                 self._take(event)
