@@ -150,7 +150,7 @@ def kill(pid: int) -> None:
 
 
 def remove_cni_results(state: Path) -> None:
-    """Deletes what libcni noted of our pods; a note names the pod's network namespace, in our state folder."""
+    """Deletes what libcni noted of our pods; a note names the pod's network namespace, in our folder."""
     for folder in (Path("/var/lib/cni/results"), Path("/var/lib/cni/cache/results")):
         for path in folder.glob("*"):
             if f'"{state}/' in path.read_text(errors="replace"):
