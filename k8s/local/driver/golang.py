@@ -61,6 +61,9 @@ class Program:
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
         return f"{self.name}-{self.version()}-{digest.hexdigest()[:10]}"
 
+    def expectation(self) -> str:
+        return f" (about {self.seconds // 60} min, once)" if self.seconds >= 60 else ""
+
     def path(self) -> Path:
         return cache() / "bin" / self.key() / self.name
 
@@ -130,8 +133,7 @@ def build(go: str, program: Program) -> None:
     fresh = target.parent.with_name(f"{target.parent.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    minutes = f"about {program.seconds // 60 or 1} min the first time"
-    with step(f"build {program.name} {program.version()} ({minutes})") as work:
+    with step(f"build {program.name} {program.version()}{program.expectation()}") as work:
         work.follow(LOG)
         flags: list[str | Path] = [
             "-v",
