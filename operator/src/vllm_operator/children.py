@@ -1,4 +1,4 @@
-"""Bringing a model's objects into the cluster: create first, apply what differs, delete what is no longer wanted."""
+"""Bringing a model's objects into the cluster: create first, apply what differs, delete what is unwanted."""
 
 from __future__ import annotations
 

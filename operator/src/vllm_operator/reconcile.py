@@ -1,6 +1,6 @@
 """One model, once: read the tables, render, bring what differs into the cluster, observe, write the status.
 
-The one function for every cause: a new model, an edit, a child that vanished, a pod that became ready, a restart.
+The one function for every cause: a new model, an edit, a child that vanished, a pod that is ready, a restart.
 """
 
 from __future__ import annotations

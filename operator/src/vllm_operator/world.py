@@ -30,13 +30,11 @@ def without_managed_fields(body: Body) -> Body:
 
 
 class World:
-    """`enqueue` is called with the key of each model that a change concerns."""
+    """`enqueue`, to be set before `run`, is called with the key of each model that a change concerns."""
 
-    def __init__(
-        self, source: Source, settings: Settings, clock: Clock, enqueue: Callable[[ModelKey], None]
-    ) -> None:
+    def __init__(self, source: Source, settings: Settings, clock: Clock) -> None:
         self.fleet = Fleet()
-        self._enqueue = enqueue
+        self.enqueue: Callable[[ModelKey], None] = lambda _key: None
         self._ledger = GpuLedger()
         self._pods = _ByModel()
         self._children = {kind: _ByModel() for kind in CHILDREN}
@@ -121,12 +119,12 @@ class World:
 
     def _child_changed(self, kind: Kind, old: Body | None, new: Body | None) -> None:
         for key in self._children[kind].note(old, new):
-            self._enqueue(key)
+            self.enqueue(key)
 
     def _pod_changed(self, old: Body | None, new: Body | None) -> None:
         self._ledger.note(old, new)
         for key in self._pods.note(old, new):
-            self._enqueue(key)
+            self.enqueue(key)
 
 
 class _ByModel:
