@@ -34,7 +34,9 @@ def parser() -> argparse.ArgumentParser:
     up.set_defaults(act=lambda given: clusters.up(images=given.images))
     simple(commands, "down", "remove the cluster and every change to this machine", clusters.down)
     simple(commands, "status", "what runs", clusters.status)
-    simple(commands, "kubeconfig", "print the path of the kubeconfig", lambda: say(str(clusters.kubeconfig())))
+    simple(
+        commands, "kubeconfig", "print the path of the kubeconfig", lambda: say(str(clusters.kubeconfig()))
+    )
     load = commands.add_parser("load", help="load an image archive (OCI or docker) into the cluster")
     load.add_argument("archive", type=Path)
     load.set_defaults(act=lambda given: clusters.load(given.archive))

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -82,7 +82,8 @@ def down() -> None:
 def status() -> None:
     programs = claim.supervisor()
     if claim.owner() != STATE:
-        raise DriverError("No cluster of this clone runs. Start one: make cluster")
+        other = f" Another clone's does: {claim.owner()}." if claim.owner() else ""
+        raise DriverError(f"No cluster of this clone runs.{other} Start one: make cluster")
     for name in programs.names():
         identity = programs.find(name)
         state = (
@@ -271,11 +272,9 @@ def clean() -> None:
     state = owned or STATE
     MARKER.unlink(missing_ok=True)
     programs = claim.supervisor()
-    for name in ("kwok", "kubelet"):
-        programs.stop(name)
-    if programs.find("containerd"):
-        containerd.clear()
-    for name in (*reversed(STARTED), *programs.names()):
+    for name in stop_order(programs.names()):
+        if name == "containerd" and programs.find(name):
+            containerd.clear()
         programs.stop(name)
     if owned:
         containerd.end_shims()
@@ -285,6 +284,15 @@ def clean() -> None:
         host.restore(BEFORE, state)
     forget()
     host.remove_tree(state)
+
+
+def stop_order(recorded: Iterable[str]) -> list[str]:
+    """First what starts pods, then the pods with their runtime, then the rest from the last started to the
+    first.
+    """
+    first = ["kwok", "kubelet", "containerd"]
+    known = [*first, *(name for name in reversed(STARTED) if name not in first)]
+    return [*known, *sorted(set(recorded) - set(known))]
 
 
 def forget() -> None:
