@@ -1,10 +1,10 @@
 """The local cluster's configuration: its parts agree with each other.
 
-- Every file that a program is told to read is one that the driver writes, and lies in the state folder. -
-  Addresses agree: the API server's certificate, the kubelet's DNS server, the Service of CoreDNS. -
-  containerd's file is TOML that says what small machines need; the others are the kinds that their readers
-  take.
+- Every file that a program is told to read is one that the driver writes, and lies in the state folder.
+- Addresses agree: the API server's certificate, the kubelet's DNS server, the Service of CoreDNS.
+- containerd's file is TOML that says what small machines need; the kubelet never collects an image.
 - KUBE_API_QPS reaches controller-manager and scheduler, and nothing else.
+- What goes down goes in the right order, and keys are readable by their owner only.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 - Mounts are those below its own folders: not a folder whose name only starts alike, not the folder's
   parent.
-- Nothing is deleted through a mount; links and notes of other clusters stay.
+- Log links and CNI notes of other clusters stay; a folder that holds a file is not removed as empty.
 - The machine's state is written down once, so a second `up` does not take the changed values for the old.
 - A route that the cluster's addresses would hide is seen; the default route and IPv6 are none.
 """
@@ -62,6 +62,21 @@ def test_sysctls_are_written_down_once_and_restored(tmp_path: Path, monkeypatch:
     assert not (tmp_path / "made").exists()
     assert (tmp_path / "kept").exists()
     assert not record.exists()
+
+
+def test_links_and_notes_of_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "CNI_NOTES", (tmp_path / "notes", tmp_path / "none"))
+    monkeypatch.setattr(host, "LOG_LINKS", tmp_path / "links")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "links").mkdir()
+    state = tmp_path / ".cluster"
+    for name, folder in (("ours", state), ("theirs", tmp_path / ".cluster-old")):
+        (tmp_path / "notes" / name).write_text(json.dumps({"sandbox": f"{folder}/netns/cni-1"}))
+        (tmp_path / "links" / f"{name}.log").symlink_to(folder / "pods" / "0.log")
+    host.remove_cni_notes(state)
+    host.remove_log_links(state)
+    assert [path.name for path in (tmp_path / "notes").iterdir()] == ["theirs"]
+    assert [path.name for path in (tmp_path / "links").iterdir()] == ["theirs.log"]
 
 
 def test_a_folder_with_a_file_is_not_removed_as_empty(tmp_path: Path) -> None:

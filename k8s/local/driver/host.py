@@ -25,9 +25,9 @@ KUBELET_SYSCTLS = (  # the kubelet sets these when it starts
     "vm/panic_on_oom",
 )
 KUBELET_SOCKET = Path("/var/lib/kubelet/device-plugins/kubelet.sock")
-FIXED_FOLDERS = tuple(
-    map(Path, ("/var/lib/kubelet", "/var/lib/cni", "/var/log/containers", "/run/containerd"))
-)
+CNI_NOTES = (Path("/var/lib/cni/results"), Path("/var/lib/cni/cache/results"))
+LOG_LINKS = Path("/var/log/containers")
+FIXED_FOLDERS = (Path("/var/lib/kubelet"), Path("/var/lib/cni"), LOG_LINKS, Path("/run/containerd"))
 
 
 def save(record: Path) -> None:
@@ -64,7 +64,7 @@ def restore(record: Path, state: Path) -> None:
     before = json.loads(record.read_text())
     for name, value in before["sysctls"].items():
         write_sysctl(name, value)
-    remove_cni_results(state)
+    remove_cni_notes(state)
     remove_log_links(state)
     KUBELET_SOCKET.unlink(missing_ok=True)
     for folder in before["absent"]:
@@ -149,9 +149,9 @@ def kill(pid: int) -> None:
         return
 
 
-def remove_cni_results(state: Path) -> None:
+def remove_cni_notes(state: Path) -> None:
     """Deletes what libcni noted of our pods; a note names the pod's network namespace, in our folder."""
-    for folder in (Path("/var/lib/cni/results"), Path("/var/lib/cni/cache/results")):
+    for folder in CNI_NOTES:
         for path in folder.glob("*"):
             if f'"{state}/' in path.read_text(errors="replace"):
                 path.unlink()
@@ -159,7 +159,7 @@ def remove_cni_results(state: Path) -> None:
 
 def remove_log_links(state: Path) -> None:
     """The kubelet links each container's log in /var/log/containers; ours point into the state folder."""
-    for path in Path("/var/log/containers").glob("*.log"):
+    for path in LOG_LINKS.glob("*.log"):
         if path.is_symlink() and path.readlink().is_relative_to(state):
             path.unlink()
 
