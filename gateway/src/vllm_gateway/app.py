@@ -52,7 +52,7 @@ class Gateway:
         self.edge = Edge(self.services, make_api(self.services), self.start, self.stop)
         readings = self.metrics.readings
         readings.in_flight = lambda: self.engines.load.snapshot()[0]
-        readings.table_age = self.holder.age
+        readings.table_age = self.source.age
         self._heart: asyncio.Task[None] | None = None
 
     def _make_source(self, settings: Settings) -> Source:

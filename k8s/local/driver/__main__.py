@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-import cluster
+import clusters
 from console import say
 from shell import DriverError
 
@@ -31,16 +31,18 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument(
         "--images", action="store_true", help="also build the images that are missing or stale, and load them"
     )
-    up.set_defaults(act=lambda given: cluster.up(images=given.images))
-    simple(commands, "down", "remove the cluster and every change to this machine", cluster.down)
-    simple(commands, "status", "what runs", cluster.status)
-    simple(commands, "kubeconfig", "print the path of the kubeconfig", lambda: say(str(cluster.kubeconfig())))
+    up.set_defaults(act=lambda given: clusters.up(images=given.images))
+    simple(commands, "down", "remove the cluster and every change to this machine", clusters.down)
+    simple(commands, "status", "what runs", clusters.status)
+    simple(
+        commands, "kubeconfig", "print the path of the kubeconfig", lambda: say(str(clusters.kubeconfig()))
+    )
     load = commands.add_parser("load", help="load an image archive (OCI or docker) into the cluster")
     load.add_argument("archive", type=Path)
-    load.set_defaults(act=lambda given: cluster.load(given.archive))
+    load.set_defaults(act=lambda given: clusters.load(given.archive))
     gpus = commands.add_parser("gpus", help="change how many GPUs the node pretends to have")
-    gpus.add_argument("count", type=int, choices=range(cluster.MAX_GPUS + 1), metavar="N")
-    gpus.set_defaults(act=lambda given: cluster.set_gpu_count(given.count))
+    gpus.add_argument("count", type=int, choices=range(clusters.MAX_GPUS + 1), metavar="N")
+    gpus.set_defaults(act=lambda given: clusters.set_gpu_count(given.count))
     add_kwok(commands)
     images = commands.add_parser("images", help="build the images", add_help=False)
     images.add_argument("arguments", nargs=argparse.REMAINDER)

@@ -332,6 +332,7 @@ def controller_manager_arguments(layout: Layout, qps: int | None) -> list[str]:
         f"--cluster-signing-cert-file={layout.certificate('ca')}",
         f"--cluster-signing-key-file={layout.key('ca')}",
         "--use-service-account-credentials=true",
+        f"--flex-volume-plugin-dir={layout.state}/volume-plugins",
         "--leader-elect=false",
         *rate,
     ]

@@ -45,7 +45,7 @@ def import_image(archive: Path) -> None:
 
 
 def image_digest(listing: str, reference: str) -> str | None:
-    """The digest of an image in what `ctr images list` prints: name, media type, digest, …; None if not there."""
+    """The digest of an image in what `ctr images list` prints (name, media type, digest, …)."""
     rows = (line.split() for line in listing.splitlines())
     return next((row[2] for row in rows if len(row) > 2 and row[0] == reference), None)
 

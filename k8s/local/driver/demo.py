@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import cluster
+import clusters as cluster
 from console import Step, duration, say, step
 from paths import LOGS, ROOT
 from shell import DriverError, output, run

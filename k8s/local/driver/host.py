@@ -1,6 +1,4 @@
-"""What the cluster changes on the machine, and how each change is undone: sysctls, bridge, nft tables,
-mounts, cgroups.
-"""
+"""What the cluster changes on the machine beside its network, and how each change is undone."""
 
 from __future__ import annotations
 
@@ -13,7 +11,6 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from config import BRIDGE, BRIDGE_ADDRESS, POD_SUBNET, SERVICE_SUBNET
 from shell import DriverError, find, output, succeeds
 
 SYSCTL = Path("/proc/sys")
@@ -27,33 +24,24 @@ KUBELET_SYSCTLS = (  # the kubelet sets these when it starts
     "vm/overcommit_memory",
     "vm/panic_on_oom",
 )
-NFT_TABLES = ("ip vllm-fleet", "ip kube-proxy", "ip6 kube-proxy")
-FORWARD_RULES = tuple(
-    ["FORWARD", flag, BRIDGE, "-m", "comment", "--comment", "vllm-fleet", "-j", "ACCEPT"]
-    for flag in ("-i", "-o")
-)
-MASQUERADE = f"""
-table ip vllm-fleet
-delete table ip vllm-fleet
-table ip vllm-fleet {{
-  chain postrouting {{
-    type nat hook postrouting priority srcnat;
-    ip saddr {POD_SUBNET} ip daddr != {{ {POD_SUBNET}, {SERVICE_SUBNET}, 224.0.0.0/4 }} masquerade
-  }}
-}}
-"""
+KUBELET_SOCKET = Path("/var/lib/kubelet/device-plugins/kubelet.sock")
+CNI_NOTES = (Path("/var/lib/cni/results"), Path("/var/lib/cni/cache/results"))
+LOG_LINKS = Path("/var/log/containers")
+FIXED_FOLDERS = (Path("/var/lib/kubelet"), Path("/var/lib/cni"), LOG_LINKS, Path("/run/containerd"))
 
 
-def save_sysctls(record: Path) -> None:
-    """Writes down what the cluster will change, once: a second call must not take the changed values for
-    the old.
-    """
+def save(record: Path) -> None:
+    """Writes down what the machine was like, once: a second call must not take the changed for the old."""
     if record.exists():
         return
     names = [name for name in (*WANTED_SYSCTLS, *KUBELET_SYSCTLS) if (SYSCTL / name).exists()]
+    before = {
+        "sysctls": {name: (SYSCTL / name).read_text().strip() for name in names},
+        "absent": [str(folder) for folder in FIXED_FOLDERS if not folder.exists()],
+    }
     record.parent.mkdir(parents=True, exist_ok=True)
     fresh = record.with_suffix(".new")
-    fresh.write_text(json.dumps({name: (SYSCTL / name).read_text().strip() for name in names}))
+    fresh.write_text(json.dumps(before))
     fresh.rename(record)
 
 
@@ -69,11 +57,18 @@ def set_sysctls() -> None:
             ) from None
 
 
-def restore_sysctls(record: Path) -> None:
+def restore(record: Path, state: Path) -> None:
+    """Sets the machine back to what `save` wrote down, as far as the cluster in `state` changed it."""
     if not record.exists():
         return
-    for name, value in json.loads(record.read_text()).items():
+    before = json.loads(record.read_text())
+    for name, value in before["sysctls"].items():
         write_sysctl(name, value)
+    remove_cni_notes(state)
+    remove_log_links(state)
+    KUBELET_SOCKET.unlink(missing_ok=True)
+    for folder in before["absent"]:
+        remove_empty(Path(folder))
     record.unlink()
 
 
@@ -81,60 +76,6 @@ def write_sysctl(name: str, value: str) -> None:
     path = SYSCTL / name
     if path.read_text().strip() != value:
         path.write_text(value)
-
-
-def make_bridge() -> None:
-    """The bridge before everything else: its address is the node's, and the API server listens on it."""
-    ip = find("ip") or "ip"
-    if not bridge_exists():
-        output([ip, "link", "add", BRIDGE, "address", "0a:58:0a:f4:00:01", "type", "bridge"])
-    output([ip, "address", "replace", BRIDGE_ADDRESS, "dev", BRIDGE])
-    output([ip, "link", "set", BRIDGE, "up"])
-    output([find("nft") or "nft", "-f", "-"], text=MASQUERADE)
-    allow_forwarding()
-
-
-def bridge_exists() -> bool:
-    return Path("/sys/class/net", BRIDGE).exists()
-
-
-def allow_forwarding() -> None:
-    """Lets pods through a firewall that drops forwarded packets by default, as Docker sets it up; touches
-    no other.
-    """
-    iptables = find("iptables")
-    if not iptables or "-P FORWARD DROP" not in output([iptables, "-S", "FORWARD"]):
-        return
-    for rule in FORWARD_RULES:
-        if not succeeds([iptables, "-C", *rule]):
-            output([iptables, "-I", *rule])
-
-
-def remove_network() -> None:
-    iptables, nft, ip = find("iptables"), find("nft"), find("ip") or "ip"
-    if iptables and "vllm-fleet" in output([iptables, "-S", "FORWARD"]):
-        for rule in FORWARD_RULES:
-            succeeds([iptables, "-D", *rule])
-    tables = output([nft, "list", "tables"]) if nft else ""
-    for table in NFT_TABLES:
-        if f"table {table}\n" in tables:
-            output([nft or "nft", "delete", "table", *table.split()])
-    if bridge_exists():
-        output([ip, "link", "delete", BRIDGE])
-
-
-def overlaps(addresses: Iterable[str]) -> list[str]:
-    """Which of the machine's routes (`ip -j route` destinations) the cluster's subnets would hide."""
-    import ipaddress
-
-    ours = [ipaddress.ip_network(subnet) for subnet in (POD_SUBNET, SERVICE_SUBNET)]
-    theirs = [ipaddress.ip_network(x, strict=False) for x in addresses if re.match(r"[\d.]+(/\d+)?$", x)]
-    return [str(network) for network in theirs if any(network.overlaps(subnet) for subnet in ours)]
-
-
-def foreign_routes() -> list[str]:
-    routes = json.loads(output([find("ip") or "ip", "-j", "-4", "route"]))
-    return overlaps(route["dst"] for route in routes if route.get("dev") != BRIDGE)
 
 
 def mount_points(mountinfo: str, folders: Iterable[Path]) -> list[str]:
@@ -208,21 +149,23 @@ def kill(pid: int) -> None:
         return
 
 
-def remove_cni_results() -> None:
-    """libcni keeps each attachment's result in a folder that no setting moves; ours are named after our
-    network.
-    """
-    for folder in (Path("/var/lib/cni/results"), Path("/var/lib/cni/cache/results")):
-        for path in folder.glob("vllm-fleet-*"):
-            path.unlink()
-        for parent in (folder, *folder.parents[:2]):
-            if parent.name in {"results", "cache", "cni"} and parent.is_dir() and not any(parent.iterdir()):
-                parent.rmdir()
+def remove_cni_notes(state: Path) -> None:
+    """Deletes what libcni noted of our pods; a note names the pod's network namespace, in our folder."""
+    for folder in CNI_NOTES:
+        for path in folder.glob("*"):
+            if f'"{state}/' in path.read_text(errors="replace"):
+                path.unlink()
 
 
-def remove_log_links(pods: Path) -> None:
-    """The kubelet links each container's log in /var/log/containers; ours point into the pods' log folder."""
-    folder = Path("/var/log/containers")
-    for path in folder.glob("*.log"):
-        if path.is_symlink() and path.readlink().is_relative_to(pods):
+def remove_log_links(state: Path) -> None:
+    """The kubelet links each container's log in /var/log/containers; ours point into the state folder."""
+    for path in LOG_LINKS.glob("*.log"):
+        if path.is_symlink() and path.readlink().is_relative_to(state):
             path.unlink()
+
+
+def remove_empty(folder: Path) -> None:
+    """Deletes a folder and those in it, as far as they hold no file."""
+    for path in sorted((x for x in (folder, *folder.rglob("*")) if x.is_dir()), reverse=True):
+        if not any(path.iterdir()):
+            path.rmdir()

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 import claim
-import cluster
+import clusters
 import golang
 from config import GPU_LABELS
 from console import step
@@ -26,12 +26,12 @@ def up(nodes: int, gpus: int) -> None:
     """Starts the KWOK controller and makes `nodes` nodes of `gpus` GPUs each; a second call may change
     both.
     """
-    if not cluster.on_this_machine():
+    if not clusters.on_this_machine():
         raise DriverError("kwok runs beside the local cluster only (CLUSTER=local)")
     if not 0 < nodes <= MAX_NODES:
         raise DriverError(f"--nodes {nodes} is not from 1 to {MAX_NODES}")
     golang.ensure((golang.KWOK,))
-    client = cluster.kubectl()
+    client = clusters.kubectl()
     with step("KWOK"):
         claim.supervisor().ensure("kwok", command(client))
         wanted = [fake_node(number, gpus) for number in range(nodes)]
@@ -44,7 +44,7 @@ def up(nodes: int, gpus: int) -> None:
 
 def down() -> None:
     with step("remove KWOK's nodes"):
-        remove(cluster.kubectl(), keep=set())
+        remove(clusters.kubectl(), keep=set())
         claim.supervisor().stop("kwok")
 
 

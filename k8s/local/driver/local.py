@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import config
 import containerd
 import golang
 import host
+import network
 import tools
 from config import API_URL, NODE
 from console import say, step
@@ -27,7 +28,7 @@ from shell import DriverError, debian_packages, find, lock
 
 LOG = LOGS / "driver.log"
 MARKER = STATE / "complete"
-SYSCTLS = RUNTIME / "sysctls.json"
+BEFORE = RUNTIME / "before.json"
 PROGRAMS = (golang.KUBERNETES, golang.ETCD, golang.COREDNS, golang.HELM, golang.PAUSE)
 COMPONENTS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubelet")
 STARTED = ("containerd", "etcd", "kube-apiserver", *COMPONENTS[1:4], "coredns", "kubelet")
@@ -81,7 +82,8 @@ def down() -> None:
 def status() -> None:
     programs = claim.supervisor()
     if claim.owner() != STATE:
-        raise DriverError("No cluster of this clone runs. Start one: make cluster")
+        other = f" Another clone's does: {claim.owner()}." if claim.owner() else ""
+        raise DriverError(f"No cluster of this clone runs.{other} Start one: make cluster")
     for name in programs.names():
         identity = programs.find(name)
         state = (
@@ -130,7 +132,7 @@ def install() -> None:
 
 def is_whole() -> bool:
     """Whether the cluster is this clone's, came up fully once, and this boot has not lost its network."""
-    return claim.owner() == STATE and MARKER.exists() and host.bridge_exists()
+    return claim.owner() == STATE and MARKER.exists() and network.bridge_exists()
 
 
 def layout() -> config.Layout:
@@ -145,9 +147,9 @@ def prepare() -> None:
         forget()
     claim.take()
     with step("network and certificates"):
-        host.save_sysctls(SYSCTLS)
+        host.save(BEFORE)
         host.set_sysctls()
-        host.make_bridge()
+        network.make_bridge()
         link_programs()
         write_credentials()
 
@@ -156,12 +158,12 @@ def refuse_strangers() -> None:
     """What this machine must not have already, because the cluster would take it over."""
     if host.pod_processes():
         raise DriverError("another kubelet runs pods on this machine (cgroup kubepods). Use CLUSTER=existing")
-    if host.bridge_exists():
+    if network.bridge_exists():
         raise DriverError(
             f"a network bridge {config.BRIDGE} exists, made by something else. "
             f"If nothing needs it: ip link delete {config.BRIDGE}"
         )
-    if routes := host.foreign_routes():
+    if routes := network.foreign_routes():
         raise DriverError(
             f"this machine has routes that the cluster's addresses would hide: {', '.join(routes)}"
         )
@@ -270,22 +272,27 @@ def clean() -> None:
     state = owned or STATE
     MARKER.unlink(missing_ok=True)
     programs = claim.supervisor()
-    for name in ("kwok", "kubelet"):
-        programs.stop(name)
-    if programs.find("containerd"):
-        containerd.clear()
-    for name in (*reversed(STARTED), *programs.names()):
+    for name in stop_order(programs.names()):
+        if name == "containerd" and programs.find(name):
+            containerd.clear()
         programs.stop(name)
     if owned:
         containerd.end_shims()
         host.remove_pod_cgroups()
         host.unmount([state, cache() / "containerd"])
-        host.remove_network()
-        host.restore_sysctls(SYSCTLS)
-        host.remove_cni_results()
-        host.remove_log_links(state / "pods")
+        network.remove()
+        host.restore(BEFORE, state)
     forget()
     host.remove_tree(state)
+
+
+def stop_order(recorded: Iterable[str]) -> list[str]:
+    """First what starts pods, then the pods with their runtime, then the rest from the last started to the
+    first.
+    """
+    first = ["kwok", "kubelet", "containerd"]
+    known = [*first, *(name for name in reversed(STARTED) if name not in first)]
+    return [*known, *sorted(set(recorded) - set(known))]
 
 
 def forget() -> None:

@@ -56,8 +56,8 @@ class GpuSettings(Section):
     resource: QualifiedName = Field("nvidia.com/gpu", description="Where a model's gpu.resource is absent.")
     watch_nodes: bool = Field(
         True,
-        description="Count free GPUs from nodes and all pods, for rollouts and messages. Needs the right to list "
-        "both; without it the operator works, and Auto rollouts are in place.",
+        description="Count free GPUs from nodes and all pods, for rollouts and messages. Needs the right to "
+        "list both; without it the operator works, and Auto rollouts are in place.",
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import Protocol
 
 from vllm_gateway.routing.table import Table
@@ -17,13 +16,16 @@ class Source(Protocol):
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
 
+    def age(self) -> float:
+        """Seconds since the source last answered."""
+        ...
+
 
 class TableHolder:
     """The table in force; replaced whole, so that a reader never sees half of a change."""
 
     def __init__(self) -> None:
         self._table = Table(notes=("the gateway has not seen the list of models yet",))
-        self._heard_at = time.monotonic()
 
     def __call__(self) -> Table:
         return self._table
@@ -32,14 +34,6 @@ class TableHolder:
         """Swaps the table; says in the log what changed for callers."""
         before, self._table = self._table, table
         self._log_changes(before, table)
-
-    def heard(self) -> None:
-        """The source answered: what the table says is current."""
-        self._heard_at = time.monotonic()
-
-    def age(self) -> float:
-        """Seconds since the source last answered."""
-        return time.monotonic() - self._heard_at
 
     def _log_changes(self, before: Table, after: Table) -> None:
         for key in before.models.keys() | after.models.keys():

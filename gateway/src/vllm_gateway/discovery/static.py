@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +62,7 @@ class StaticSource:
         self._client = client
         self._interval = interval
         self._tasks: list[asyncio.Task[None]] = []
+        self._heard_at = time.monotonic()
 
     async def start(self) -> None:
         """Waits for one round, so that a gateway whose backends are up is ready when it listens."""
@@ -74,6 +76,9 @@ class StaticSource:
         for task in self._tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+
+    def age(self) -> float:
+        return time.monotonic() - self._heard_at
 
     async def _follow(self, backend: _Backend) -> None:
         while True:
@@ -115,7 +120,7 @@ class StaticSource:
     def _publish(self) -> None:
         working = [backend for backend in self._backends if not backend.problem]
         if working:
-            self._holder.heard()
+            self._heard_at = time.monotonic()
         notes = [f"{backend.url}: {backend.problem}" for backend in self._backends if backend.problem]
         table = Table.of(_models(self._backends), complete=bool(working), notes=notes)
         if table != self._holder():

@@ -81,11 +81,16 @@ class Table:
 
     @classmethod
     def of(cls, models: Iterable[Model], *, complete: bool = True, notes: Iterable[str] = ()) -> Table:
+        """Models of one namespace may share a short name. Between namespaces the operator grants it to one;
+        should two hold it for a moment, the oldest model's namespace keeps it.
+        """
         by_key = {model.key: model for model in sorted(models, key=lambda model: model.key)}
         names: dict[str, tuple[Model, ...]] = {}
-        for model in by_key.values():
+        for model in sorted(by_key.values(), key=lambda model: (model.created, model.key)):
             for name in dict.fromkeys(model.served_names):
-                names[name] = (*names.get(name, ()), model)
+                holders = names.get(name, ())
+                if not holders or holders[0].namespace == model.namespace:
+                    names[name] = (*holders, model)
         names |= {key: (model,) for key, model in by_key.items()}  # a key always wins over a short name
         return cls(MappingProxyType(by_key), MappingProxyType(names), complete, tuple(notes))
 

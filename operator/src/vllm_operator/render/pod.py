@@ -63,13 +63,14 @@ def _engine(model: VLLMModel, settings: Settings, image: str) -> Manifest:
         **_probes(spec),
         "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-        "terminationMessagePolicy": "FallbackToLogsOnError",  # the status quotes the engine's last line from it
+        "terminationMessagePolicy": "FallbackToLogsOnError",  # the status quotes its last line
     }
 
 
 def _probes(spec: Spec) -> Manifest:
     """The startup probe is the start budget: vLLM does not listen before its weights are loaded."""
-    health: Manifest = {"httpGet": {"path": "/health", "port": names.ENGINE_PORT_NAME}, "timeoutSeconds": 5}
+    get = {"path": "/health", "port": names.ENGINE_PORT_NAME}
+    health: Manifest = {"httpGet": get, "timeoutSeconds": 5}
     tries = math.ceil(spec.start_seconds / STARTUP_PERIOD_SECONDS)
     return {
         "startupProbe": {**health, "periodSeconds": STARTUP_PERIOD_SECONDS, "failureThreshold": tries},

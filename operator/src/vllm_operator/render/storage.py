@@ -10,7 +10,7 @@ HOME = "/var/lib/vllm"  # weights that are downloaded, compiled kernels, and eve
 
 
 def volumes_and_mounts(spec: Spec) -> tuple[list[Manifest], list[Manifest]]:
-    """`/dev/shm` in memory: a container's own 64 MiB stop tensor parallelism. It counts as the pod's memory."""
+    """`/dev/shm` is in memory, and counts as it: a container's own 64 MiB stop tensor parallelism."""
     pairs: list[tuple[Manifest, Manifest]] = [
         ({"name": "home", "emptyDir": {}}, {"name": "home", "mountPath": HOME}),
         ({"name": "shm", "emptyDir": {"medium": "Memory"}}, {"name": "shm", "mountPath": "/dev/shm"}),  # noqa: S108

@@ -35,6 +35,9 @@ def deployment_manifest(model: VLLMModel, settings: Settings, facts: Facts) -> M
     spec = model.spec
     template = pod_template(model, settings, engine_image(model, settings, facts))
     template_hash = digest(template)
+    template["metadata"]["annotations"] = {
+        names.ANNOTATION_TEMPLATE_HASH: template_hash
+    }  # tells pods' revisions
     manifest = _child("apps/v1", "Deployment", model)
     manifest["metadata"]["annotations"] = {names.ANNOTATION_TEMPLATE_HASH: template_hash}
     manifest["spec"] = {

@@ -1,0 +1,107 @@
+"""From VLLMModels and EndpointSlices, as the API gives them, to models of the table. Pure.
+
+The contract with the operator: docs/architecture.md. A slice counts only if the endpointslice controller
+made it for the Service of that very VLLMModel (by uid), and its targets are Pods: whoever may create a
+Service or a slice in a namespace cannot take over a model's requests by its labels alone.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from vllm_gateway.routing.table import Endpoint, Limits, Model
+from vllm_gateway.settings import parse_duration
+
+Json = dict[str, Any]
+
+LABEL_UID = "vllm-fleet.dev/model-uid"
+LABEL_SERVICE = "kubernetes.io/service-name"
+LABEL_MANAGER = "endpointslice.kubernetes.io/managed-by"
+MANAGER = "endpointslice-controller.k8s.io"
+PORT_NAME = "http"
+_DEFAULT_WEIGHT = 100
+
+
+def models_of(models: Iterable[Json], slices: Iterable[Json]) -> list[Model]:
+    """One `Model` for each VLLMModel, with the endpoints that its slices make ready."""
+    by_service: dict[tuple[str, str], list[Json]] = {}
+    for item in slices:
+        metadata = _mapping(item.get("metadata"))
+        service = _mapping(metadata.get("labels")).get(LABEL_SERVICE, "")
+        by_service.setdefault((str(metadata.get("namespace", "")), str(service)), []).append(item)
+    return [_model(body, by_service) for body in models]
+
+
+def _model(body: Json, by_service: dict[tuple[str, str], list[Json]]) -> Model:
+    metadata, status = _mapping(body.get("metadata")), _mapping(body.get("status"))
+    gateway = _mapping(_mapping(body.get("spec")).get("gateway"))
+    namespace, name, uid = (str(metadata.get(field, "")) for field in ("namespace", "name", "uid"))
+    own = [item for item in by_service.get((namespace, f"{name}-engine"), ()) if _belongs(item, uid)]
+    endpoints = tuple({end.id: end for item in own for end in _endpoints(item)}.values())
+    reason, message = ("", "") if endpoints else _why_not(status)
+    weight = gateway.get("weight")
+    return Model(
+        name=name,
+        upstream_name=name,
+        namespace=namespace,
+        served_names=tuple(str(name) for name in status.get("servedNames") or ()),
+        endpoints=endpoints,
+        reason=reason,
+        message=message,
+        created=_timestamp(metadata.get("creationTimestamp")),
+        weight=weight if isinstance(weight, int) and weight >= 0 else _DEFAULT_WEIGHT,
+        limits=Limits(_seconds(gateway.get("firstTokenTimeout")), _seconds(gateway.get("idleTimeout"))),
+    )
+
+
+def _belongs(item: Json, uid: str) -> bool:
+    metadata = _mapping(item.get("metadata"))
+    labels = _mapping(metadata.get("labels"))
+    owners = metadata.get("ownerReferences") or ()
+    of_service = any(owner.get("kind") == "Service" and owner.get("controller") is True for owner in owners)
+    return of_service and labels.get(LABEL_MANAGER) == MANAGER and bool(uid) and labels.get(LABEL_UID) == uid
+
+
+def _endpoints(item: Json) -> Iterator[Endpoint]:
+    port = next(
+        (entry.get("port") for entry in item.get("ports") or () if entry.get("name") == PORT_NAME), None
+    )
+    for entry in item.get("endpoints") or ():
+        target = _mapping(entry.get("targetRef"))
+        addresses = entry.get("addresses") or ()
+        if port and addresses and target.get("kind") == "Pod" and _ready(_mapping(entry.get("conditions"))):
+            yield Endpoint(str(target.get("uid") or addresses[0]), str(addresses[0]), int(port))
+
+
+def _ready(conditions: Json) -> bool:
+    """Kubernetes says to read an unset `ready` as true, an unset `terminating` as false."""
+    return conditions.get("ready") is not False and conditions.get("terminating") is not True
+
+
+def _why_not(status: Json) -> tuple[str, str]:
+    for condition in status.get("conditions") or ():
+        if condition.get("type") == "Ready" and condition.get("status") != "True":
+            return str(condition.get("reason", "")), str(condition.get("message", ""))
+    if not status:
+        return "Pending", "the operator has not seen this model yet"
+    return "NoEndpoints", "no pod of this model is ready"
+
+
+def _seconds(value: object) -> float | None:
+    try:
+        return parse_duration(value) or None if value is not None else None
+    except ValueError:  # the API server's schema lets none through; a bad one is as good as none
+        return None
+
+
+def _timestamp(value: object) -> int:
+    try:
+        return int(datetime.datetime.fromisoformat(str(value)).timestamp())
+    except ValueError:
+        return 0
+
+
+def _mapping(value: object) -> Json:
+    return value if isinstance(value, dict) else {}

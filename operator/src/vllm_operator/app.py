@@ -1,0 +1,170 @@
+"""The running operator: the lease, and under it tables, the watch of models, the queue and its reconciles."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import uuid
+
+from kubernetes.aio.client import ApiClient
+
+from vllm_operator import __version__
+from vllm_operator.backoff import Backoff
+from vllm_operator.clock import Clock, SystemClock
+from vllm_operator.cluster import Cluster, connect
+from vllm_operator.errors import ApiError
+from vllm_operator.events import Recorder
+from vllm_operator.handlers import ModelWatch, connection_info
+from vllm_operator.kinds import MODELS, Body, ObjectKey
+from vllm_operator.lease import Lease
+from vllm_operator.management import serve
+from vllm_operator.metrics import Metrics
+from vllm_operator.names import ModelKey
+from vllm_operator.queue import Queue
+from vllm_operator.reconcile import Reconciler
+from vllm_operator.settings import Settings
+from vllm_operator.world import World
+
+log = logging.getLogger(__name__)
+
+# Every watch hears something within 90 s or starts again; a loop that is silent for longer hangs.
+SILENCE_SECONDS = 180
+LEASE_SILENCE_SECONDS = 60
+
+
+class Operator:
+    """One replica. `run()` ends when cancelled; then the work is ended and the lease given back."""
+
+    def __init__(
+        self, client: ApiClient, settings: Settings, namespace: str, identity: str, clock: Clock
+    ) -> None:
+        self._client, self._settings, self._clock = client, settings, clock
+        self.metrics = Metrics(self._bodies)
+        self._cluster = Cluster(client, self.metrics.api_error)
+        key = ObjectKey(namespace, settings.lease.name)
+        self._lease = Lease(self._cluster, key, identity, settings.lease, clock)
+        self._world: World | None = None
+        self._synced = False
+
+    async def run(self) -> None:
+        settings = self._settings
+        async with serve(
+            settings.management_host,
+            settings.management_port,
+            metrics=lambda: self.metrics.text(leader=self._lease.is_leader),
+            live=self.live,
+            ready=self.ready,
+        ) as port:
+            log.info("started", extra={"version": __version__, "management_port": port})
+            await self._lease.run(self._work)
+
+    def live(self) -> str:
+        """The watches' loops turn. An API server that is away is no reason for a restart; a hung loop is."""
+        if self._world is None:
+            return ""
+        silent = self._clock.monotonic() - self._world.last_activity()
+        return f"no watch has been heard of for {silent:.0f} s" if silent > SILENCE_SECONDS else ""
+
+    def ready(self) -> str:
+        """Leading with full tables, or standing by and able to see the lease."""
+        if self._lease.is_leader:
+            return "" if self._synced else "the tables are not complete yet"
+        silent = self._clock.monotonic() - self._lease.last_answer
+        return f"the lease has not been read for {silent:.0f} s" if silent > LEASE_SILENCE_SECONDS else ""
+
+    def _bodies(self) -> list[Body]:
+        return list(self._world.fleet.models.values()) if self._world else []
+
+    async def _work(self) -> None:
+        """What a leader does. Everything starts empty: no state but the cluster."""
+        world = World(self._cluster, self._settings, self._clock)
+        recorder = Recorder(self._cluster)
+        reconciler = Reconciler(
+            self._cluster, world, self._settings, recorder, self._clock, self.metrics.reconciled
+        )
+        queue: Queue[ModelKey] = Queue(
+            reconciler, self._clock, concurrency=self._settings.max_concurrent_reconciles
+        )
+        self._world = world
+        world.enqueue = queue.add
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(world.run())
+                await world.synced()
+                await self._list_models(world, queue)
+                self._synced = True
+                tasks.create_task(self._watch_models(world, queue))
+                tasks.create_task(self._resync(world, queue))
+                tasks.create_task(queue.run())
+        finally:
+            self._world, self._synced = None, False
+
+    async def _watch_models(self, world: World, queue: Queue[ModelKey]) -> None:
+        """Starts kopf again where it ends, as it does at some errors, and lists what happened meanwhile."""
+
+        def heard(kind: str | None, body: Body) -> None:
+            take_event(world, queue, kind, body)
+
+        watch = ModelWatch(
+            heard, lambda: connection_info(self._client.configuration), self._settings.watch_namespaces
+        )
+        for pause in Backoff(first=0.5, cap=15):
+            try:
+                await watch.run()
+            except RuntimeError as error:
+                log.warning("watch restarts", extra={"kind": MODELS.kind, "error": str(error)})
+            await self._clock.sleep(pause)
+            await self._list_models(world, queue)
+
+    async def _resync(self, world: World, queue: Queue[ModelKey]) -> None:
+        """Heals a deletion that a watch missed: kopf does not tell of it after a 410."""
+        while True:
+            await self._clock.sleep(self._settings.resync_seconds)
+            await self._list_models(world, queue)
+
+    async def _list_models(self, world: World, queue: Queue[ModelKey]) -> None:
+        """Tries until it has a complete list; without the CRD that is until it is installed."""
+        for pause in Backoff(first=0.5, cap=15):
+            try:
+                listings = [
+                    await self._cluster.list(MODELS, namespace)
+                    for namespace in self._settings.watch_namespaces or ("",)
+                ]
+            except ApiError as error:
+                log.warning("models not listed", extra={"code": error.code, "error": error.message})
+                await self._clock.sleep(pause)
+                continue
+            version = min(int(listing.version) for listing in listings)
+            for key in world.fleet.replace([body for listing in listings for body in listing.items], version):
+                queue.add(key)
+            return
+
+
+def take_event(world: World, queue: Queue[ModelKey], kind: str | None, body: Body) -> None:
+    """One event of a VLLMModel; None stands for ADDED in an initial list."""
+    meta = body["metadata"]
+    if kind == "DELETED":
+        concerned = world.fleet.remove(ModelKey(meta["namespace"], meta["name"]), meta["uid"])
+    else:
+        concerned = world.fleet.put(body) or set()
+    for key in concerned:
+        queue.add(key)
+
+
+async def run_operator(settings: Settings) -> None:
+    """Runs one replica until SIGTERM or SIGINT."""
+    namespace = os.environ.get("POD_NAMESPACE", "default")
+    identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{uuid.uuid4().hex[:8]}"
+    async with await connect() as client:
+        operator = Operator(client, settings, namespace, identity, SystemClock())
+        job = asyncio.create_task(operator.run())
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, job.cancel)
+        try:
+            await job
+        except asyncio.CancelledError:
+            log.info("stopped")

@@ -1,0 +1,191 @@
+"""The API server, by the official client's transport: credentials, TLS and connections are its business.
+
+Only requests on static paths, JSON in and out; every failure is one of `errors`. Writing is create-first,
+then server-side apply with the field manager `vllm-operator`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from kubernetes.aio import config as kube_config
+from kubernetes.aio.client import ApiClient, Configuration
+
+from vllm_operator import names
+from vllm_operator.errors import ApiError, Conflict, Forbidden, Gone, Invalid, NotFound, Unavailable, clip
+from vllm_operator.kinds import Body, Kind, ObjectKey, key_of
+
+PAGE_SIZE = 500
+REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=30, connect=10)
+# The server sends a bookmark at least every minute; a watch that is silent for longer is dead.
+WATCH_SILENCE_SECONDS = 90
+WATCH_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=10, sock_read=WATCH_SILENCE_SECONDS)
+MAX_CONNECTIONS = 100
+
+_MERGE = "application/merge-patch+json"
+_APPLY = "application/apply-patch+yaml"
+_BY_CODE: dict[int, type[ApiError]] = {
+    400: Invalid,
+    403: Forbidden,
+    404: NotFound,
+    409: Conflict,
+    410: Gone,
+    413: Invalid,
+    422: Invalid,
+    429: Unavailable,
+}
+
+
+async def connect() -> ApiClient:
+    """The pod's service account, or outside of a cluster what KUBECONFIG names. The caller closes it."""
+    configuration = Configuration()
+    if "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
+        kube_config.load_incluster_config(client_configuration=configuration)
+    else:
+        await kube_config.load_kube_config(client_configuration=configuration)
+    configuration.connection_pool_maxsize = MAX_CONNECTIONS
+    return ApiClient(configuration)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A complete list, and the version from which a watch goes on."""
+
+    items: list[Body]
+    version: str
+
+
+@dataclass(frozen=True)
+class WatchEvent:
+    """`type` is ADDED, MODIFIED, DELETED or BOOKMARK."""
+
+    type: str
+    body: Body
+
+
+class Cluster:
+    """Every method raises an ApiError. `count_error` hears of each, by code, for the metrics."""
+
+    def __init__(self, client: ApiClient, count_error: Callable[[int], None] = lambda _code: None) -> None:
+        self._client = client
+        self._count_error = count_error
+
+    async def get(self, kind: Kind, key: ObjectKey) -> Body:
+        return await self._request("GET", kind.path(*key))
+
+    async def create(self, kind: Kind, body: Body) -> Body:
+        """Conflict where the name is taken."""
+        path = kind.path(key_of(body).namespace)
+        return await self._request("POST", path, {"fieldManager": names.FIELD_MANAGER}, body)
+
+    async def apply(self, kind: Kind, body: Body, *, uid: str, subresource: str = "") -> Body:
+        """Server-side apply to the object with this uid; Conflict where it is gone or another."""
+        metadata = {**body["metadata"], "uid": uid}
+        path = kind.path(*key_of(body), subresource)
+        query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
+        return await self._request("PATCH", path, query, {**body, "metadata": metadata}, _APPLY)
+
+    async def replace(self, kind: Kind, body: Body) -> Body:
+        """Conflict where the object has changed since it was read."""
+        return await self._request("PUT", kind.path(*key_of(body)), {}, body)
+
+    async def delete(self, kind: Kind, key: ObjectKey, *, uid: str) -> None:
+        """In the background: dependents go after it. Absent is as good as deleted."""
+        body = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
+        with contextlib.suppress(NotFound):
+            await self._request("DELETE", kind.path(*key), {}, body)
+
+    async def list(self, kind: Kind, namespace: str = "", selector: str = "") -> Listing:
+        """All pages of one consistent list."""
+        items: list[Body] = []
+        query = {"limit": str(PAGE_SIZE)} | ({"labelSelector": selector} if selector else {})
+        while True:
+            page = await self._request("GET", kind.path(namespace), query)
+            said_once = {"apiVersion": kind.api_version, "kind": kind.kind}
+            items += [{**said_once, **item} for item in page["items"]]
+            query["continue"] = page["metadata"].get("continue", "")
+            if not query["continue"]:
+                return Listing(items, page["metadata"]["resourceVersion"])
+
+    async def watch(self, kind: Kind, namespace: str, selector: str, since: str) -> AsyncIterator[WatchEvent]:
+        """Changes after `since` until the server ends the stream. Gone where it remembers no further back."""
+        query = {"watch": "1", "allowWatchBookmarks": "true", "resourceVersion": since}
+        query |= {"labelSelector": selector} if selector else {}
+        response = await self._send(
+            "GET", kind.path(namespace), query, None, "application/json", WATCH_TIMEOUT
+        )
+        try:
+            async with _reachable():
+                async for line in response.content:
+                    yield self._event(json.loads(line))
+        finally:
+            response.close()
+
+    def _event(self, raw: dict[str, Any]) -> WatchEvent:
+        if raw["type"] == "ERROR":
+            status = raw["object"]
+            raise self._error(int(status.get("code") or 500), status, None)
+        return WatchEvent(raw["type"], raw["object"])
+
+    async def _request(
+        self, method: str, path: str, query: dict[str, str] | None = None, body: Any = None, content: str = ""
+    ) -> Body:
+        content = content or "application/json"
+        response = await self._send(method, path, query or {}, body, content, REQUEST_TIMEOUT)
+        async with _reachable():
+            answer: Body = json.loads(await response.read())
+        return answer
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, str],
+        body: Any,
+        content: str,
+        limits: aiohttp.ClientTimeout,
+    ) -> aiohttp.ClientResponse:
+        """A response with a status below 400; its body is not read yet."""
+        headers = {"Accept": "application/json", "Content-Type": content}
+        async with _reachable(self._count_error):
+            prepared = await self._client.param_serialize(
+                method, path, {}, list(query.items()), headers, body, auth_settings=["BearerToken"]
+            )
+            sent = await self._client.call_api(*prepared, _request_timeout=limits)
+            response: aiohttp.ClientResponse = sent.response
+            if response.status < 400:
+                return response
+            raw = await response.read()
+        raise self._error(response.status, _status_of(raw), response.headers.get("Retry-After"))
+
+    def _error(self, code: int, status: dict[str, Any], retry_after: str | None) -> ApiError:
+        self._count_error(code)
+        kind = _BY_CODE.get(code, Unavailable if code >= 500 or code == 401 else ApiError)
+        wait = float(retry_after) if retry_after and retry_after.isdecimal() else None
+        return kind(code, str(status.get("reason", "")), str(status.get("message", f"HTTP {code}")), wait)
+
+
+def _status_of(raw: bytes) -> dict[str, Any]:
+    """A metav1.Status, or what a proxy in between wrote, clipped."""
+    try:
+        status = json.loads(raw)
+    except ValueError:
+        return {"message": clip(raw.decode(errors="replace"), 256)}
+    return status if isinstance(status, dict) else {}
+
+
+@contextlib.asynccontextmanager
+async def _reachable(count_error: Callable[[int], None] = lambda _code: None) -> AsyncIterator[None]:
+    """Turns what the transport raises into Unavailable."""
+    try:
+        yield
+    except (aiohttp.ClientError, OSError, ValueError) as error:  # a TimeoutError is an OSError
+        count_error(0)
+        what = clip(str(error) or type(error).__name__, 256)
+        raise Unavailable(0, "Unreachable", f"the API server cannot be reached: {what}") from error

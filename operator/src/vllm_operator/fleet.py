@@ -1,0 +1,94 @@
+"""All models, and which of them holds a short name.
+
+Models of one namespace share a name; between namespaces the oldest model's namespace holds it, ties broken
+by namespace and name. Only metadata and the names asked for are looked at: an invalid model keeps its names.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from vllm_operator.kinds import Body, uid_of, version_of
+from vllm_operator.names import ModelKey
+
+
+def asked_names(body: Body) -> tuple[str, ...]:
+    """The short names of a model as it stands in the cluster, valid or not."""
+    asked = (body.get("spec") or {}).get("servedNames")
+    if isinstance(asked, list) and asked and all(isinstance(name, str) for name in asked):
+        return tuple(asked)
+    return (body["metadata"]["name"],)
+
+
+class Fleet:
+    def __init__(self) -> None:
+        self.models: dict[ModelKey, Body] = {}
+        self._claims: dict[str, set[ModelKey]] = defaultdict(set)
+
+    def put(self, body: Body) -> set[ModelKey] | None:
+        """Takes in a model's newest state. Returns the keys that it concerns, or None if it was known."""
+        key = ModelKey(body["metadata"].get("namespace", ""), body["metadata"]["name"])
+        old = self.models.get(key)
+        if old is not None and uid_of(old) == uid_of(body) and version_of(old) >= version_of(body):
+            return None
+        concerned = {key}
+        if old is None or asked_names(old) != asked_names(body) or uid_of(old) != uid_of(body):
+            concerned |= self._unclaim(key)
+            self.models[key] = body
+            concerned |= self._claim(key, body)
+        self.models[key] = body
+        return concerned
+
+    def remove(self, key: ModelKey, uid: str = "") -> set[ModelKey]:
+        """Returns the keys that it concerns. With a uid, only that very object is removed."""
+        body = self.models.get(key)
+        if body is None or uid not in ("", uid_of(body)):
+            return set()
+        concerned = {key} | self._unclaim(key)
+        del self.models[key]
+        return concerned
+
+    def replace(self, bodies: list[Body], version: int) -> set[ModelKey]:
+        """Takes in a complete list: what is missing from it and not younger is removed.
+
+        Returns the keys that it concerns.
+        """
+        present = {ModelKey(body["metadata"]["namespace"], body["metadata"]["name"]) for body in bodies}
+        concerned: set[ModelKey] = set()
+        for key, body in list(self.models.items()):
+            if key not in present and version_of(body) <= version:
+                concerned |= self.remove(key)
+        for body in bodies:
+            concerned |= self.put(body) or set()
+        return concerned
+
+    def granted(self, key: ModelKey) -> tuple[str, ...]:
+        return tuple(name for name in asked_names(self.models[key]) if self.holder(name)[0] == key.namespace)
+
+    def denied(self, key: ModelKey) -> Iterator[tuple[str, ModelKey]]:
+        """The names that the model asked for and does not get, each with the oldest model that holds it."""
+        for name in asked_names(self.models[key]):
+            if (holder := self.holder(name))[0] != key.namespace:
+                yield name, holder
+
+    def holder(self, name: str) -> ModelKey:
+        """The oldest model that asks for the name; KeyError if none does."""
+        claims = self._claims.get(name)
+        if not claims:
+            raise KeyError(name)
+        return min(claims, key=lambda key: (self.models[key]["metadata"].get("creationTimestamp", ""), *key))
+
+    def _claim(self, key: ModelKey, body: Body) -> set[ModelKey]:
+        for name in asked_names(body):
+            self._claims[name].add(key)
+        return {other for name in asked_names(body) for other in self._claims[name]}
+
+    def _unclaim(self, key: ModelKey) -> set[ModelKey]:
+        concerned: set[ModelKey] = set()
+        for name in asked_names(self.models[key]) if key in self.models else ():
+            self._claims[name].discard(key)
+            concerned |= self._claims[name]
+            if not self._claims[name]:
+                del self._claims[name]
+        return concerned

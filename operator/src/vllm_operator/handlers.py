@@ -1,0 +1,130 @@
+"""The watch of VLLMModels, which is kopf's: by `@kopf.on.event` alone.
+
+So kopf writes nothing into the cluster: no finalizer, no annotation, no diff base. It serialises per object
+and drops a handler's errors, hence a handler only hands the event on. It runs in a thread with a loop of its
+own: kopf.operator() takes over the signals of the main thread, and at its end cancels every task of its loop
+that is younger than itself, ours too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import kopf
+from kubernetes.aio.client import Configuration
+
+from vllm_operator import names
+from vllm_operator.backoff import Backoff
+from vllm_operator.kinds import Body
+
+Sink = Callable[[str | None, Body], None]
+
+# kopf's own default gives up after 54 s without an API server, and ends.
+API_BACKOFF = Backoff(first=0.5, cap=15)
+EXIT_SECONDS = 0.5
+
+
+def make_registry(sink: Sink, connection: Callable[[], kopf.ConnectionInfo]) -> kopf.OperatorRegistry:
+    """`sink(type, body)` gets every event; the type is None for what an initial list holds."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=registry)
+    async def login(**_: Any) -> kopf.ConnectionInfo:
+        return connection()
+
+    @kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, registry=registry)
+    async def model_changed(event: kopf.RawEvent, **_: Any) -> None:
+        sink(event["type"], dict(event["object"]))
+
+    return registry
+
+
+def make_settings() -> kopf.OperatorSettings:
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.scanning.disabled = True  # needs no right to list CRDs and namespaces
+    settings.networking.error_backoffs = API_BACKOFF
+    settings.networking.request_timeout = 30
+    settings.watching.chunk_size = 500
+    settings.queueing.worker_limit = 50
+    settings.queueing.exit_timeout = EXIT_SECONDS
+    settings.process.ultimate_exiting_timeout = None
+    return settings
+
+
+def connection_info(configuration: Configuration) -> kopf.ConnectionInfo:
+    """The official client's credentials for kopf, so that there is one way to log in."""
+    token = str(configuration.api_key.get("BearerToken") or configuration.api_key.get("authorization") or "")
+    return kopf.ConnectionInfo(
+        server=configuration.host,
+        ca_path=configuration.ssl_ca_cert,
+        insecure=not configuration.verify_ssl,
+        token=token.removeprefix("Bearer ").removeprefix("bearer ") or None,
+        certificate_path=configuration.cert_file,
+        private_key_path=configuration.key_file,
+    )
+
+
+class ModelWatch:
+    """Runs kopf.operator() in its thread."""
+
+    def __init__(
+        self, sink: Sink, connection: Callable[[], kopf.ConnectionInfo], namespaces: Sequence[str]
+    ) -> None:
+        self._sink, self._connection, self._namespaces = sink, connection, namespaces
+
+    async def run(self) -> None:
+        """Raises RuntimeError when kopf ends by itself, as it does at an ERROR in a watch other than 410."""
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[str] = loop.create_future()
+        stop = threading.Event()
+
+        def forward(kind: str | None, body: Body) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                loop.call_soon_threadsafe(self._sink, kind, body)
+
+        def serve() -> None:
+            why = "it ended"
+            try:
+                asyncio.run(self._operator(forward, stop))
+            except Exception as error:  # noqa: BLE001  whatever it was, the caller starts again
+                why = f"{type(error).__name__}: {error}"
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(_tell, ended, why)
+
+        thread = threading.Thread(target=serve, name="kopf", daemon=True)
+        thread.start()
+        try:
+            why = await asyncio.shield(ended)
+        finally:
+            stop.set()
+            await asyncio.to_thread(thread.join, 10)
+        raise RuntimeError(f"the watch of models has ended: {why}")
+
+    async def _operator(self, sink: Sink, stop: threading.Event) -> None:
+        scope: dict[str, Any] = (
+            {"namespaces": self._namespaces} if self._namespaces else {"clusterwide": True}
+        )
+        await kopf.operator(
+            registry=make_registry(sink, self._connection),
+            settings=make_settings(),
+            standalone=True,
+            stop_flag=stop,
+            **scope,
+        )
+
+
+def _tell(ended: asyncio.Future[str], why: str) -> None:
+    if not ended.done():
+        ended.set_result(why)
+
+
+def quieten_kopf() -> None:
+    """It warns that it does not handle signals here, which is meant, and tells its life at `info`."""
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)

@@ -1,0 +1,91 @@
+"""GPUs that are free, kept up to date pod by pod: what nodes offer less what the pods on them ask for."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+from vllm_operator import names
+from vllm_operator.kinds import Body
+from vllm_operator.render.facts import Node, Taint
+
+_KEPT_METADATA = ("name", "namespace", "uid", "resourceVersion")
+
+
+def slim_pod(pod: Body) -> Body:
+    """What is kept of a pod in memory: of strangers the GPUs that they hold, of ours what a status needs."""
+    meta, spec = pod["metadata"], pod.get("spec") or {}
+    kept: Body = {
+        "metadata": {key: meta[key] for key in _KEPT_METADATA if key in meta},
+        "spec": {"nodeName": spec.get("nodeName", "")},
+        "holds": _asked(spec)
+        if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
+        else {},
+    }
+    if names.LABEL_MODEL in (meta.get("labels") or {}):
+        more = ("labels", "annotations", "creationTimestamp", "deletionTimestamp")
+        kept["metadata"] |= {key: meta[key] for key in more if key in meta}
+        kept["status"] = pod.get("status") or {}
+    return kept
+
+
+def slim_node(node: Body) -> Body:
+    """A node without the list of its images and its heartbeats, so that these are no change."""
+    meta, spec, status = node["metadata"], node.get("spec") or {}, node.get("status") or {}
+    ready: Body = next((item for item in status.get("conditions") or () if item["type"] == "Ready"), {})
+    return {
+        "metadata": {key: meta[key] for key in (*_KEPT_METADATA, "labels") if key in meta},
+        "taints": spec.get("taints") or [],
+        "schedulable": not spec.get("unschedulable") and ready.get("status") == "True",
+        "offers": _extended(status.get("allocatable") or {}),
+    }
+
+
+def _asked(spec: Body) -> dict[str, int]:
+    """As the scheduler counts: the sum of the containers, or the greatest init container if that is more."""
+    total: dict[str, int] = defaultdict(int)
+    for container in spec.get("containers") or ():
+        for name, count in _extended((container.get("resources") or {}).get("limits") or {}).items():
+            total[name] += count
+    for container in spec.get("initContainers") or ():
+        for name, count in _extended((container.get("resources") or {}).get("limits") or {}).items():
+            total[name] = max(total[name], count)
+    return dict(total)
+
+
+def _extended(resources: Mapping[str, str]) -> dict[str, int]:
+    """Extended resources are whole numbers under a domain; hugepages and such have none."""
+    return {
+        name: int(count)
+        for name, count in resources.items()
+        if "/" in name and re.fullmatch("[0-9]+", str(count))
+    }
+
+
+class GpuLedger:
+    """Counts what pods hold per node; told of every change of a pod, it never reads all of them again."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+
+    def note(self, old: Body | None, new: Body | None) -> None:
+        for body, sign in ((old, -1), (new, 1)):
+            if body is not None and (node := body["spec"]["nodeName"]):
+                for name, count in body["holds"].items():
+                    self._held[node][name] += sign * count
+
+    def nodes(self, bodies: Iterable[Body]) -> tuple[Node, ...]:
+        return tuple(self._node(body) for body in bodies)
+
+    def _node(self, body: Body) -> Node:
+        held = self._held.get(body["metadata"]["name"], {})
+        return Node(
+            name=body["metadata"]["name"],
+            labels=body["metadata"].get("labels") or {},
+            taints=tuple(
+                Taint(item["key"], item.get("value", ""), item["effect"]) for item in body["taints"]
+            ),
+            schedulable=body["schedulable"],
+            free={name: count - held.get(name, 0) for name, count in body["offers"].items()},
+        )

@@ -1,0 +1,220 @@
+"""`observe(model, snapshot, now)`: the status that the cluster's objects amount to. Pure.
+
+Ready is about serving: it is true while at least one pod serves, be it of the previous revision. Reconciling
+is true while something changes by itself, Stalled where nothing will change without a person; never both.
+"""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+
+from vllm_operator import names
+from vllm_operator.api.status import Condition, ConditionType, Reason, Status
+from vllm_operator.api.v1alpha1 import Metadata, VLLMModel
+from vllm_operator.errors import clip
+from vllm_operator.observe.pods import (
+    Body,
+    Finding,
+    created,
+    deployment_finding,
+    is_ready,
+    is_terminating,
+    pod_finding,
+    template_hash,
+    worst,
+)
+
+__all__ = ["Refusal", "Snapshot", "observe", "observe_refused", "seconds_until_stalled"]
+
+_STALLED_AT_ONCE = {Reason.MISSING_SECRET, Reason.QUOTA_EXCEEDED}
+_STALLED_LATE = {Reason.IMAGE_PULL_FAILED, Reason.CRASH_LOOPING, Reason.OUT_OF_MEMORY, Reason.ENGINE_ERROR}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why the objects are not as the spec wants them; `lasting` where only a person can change that."""
+
+    reason: Reason
+    message: str
+    lasting: bool = True
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What was read of one model's children, and what was decided for it.
+
+    `pods` are all pods with the model's label. `template_hash` is that of the wanted pod template; `hint` is
+    added to InsufficientGPU.
+    """
+
+    deployment: Body | None = None
+    pods: tuple[Body, ...] = ()
+    template_hash: str = ""
+    image: str = ""
+    gpu_resource: str = "nvidia.com/gpu"
+    granted: tuple[str, ...] = ()
+    refusal: Refusal | None = None
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    ready: bool
+    reason: Reason
+    message: str
+    progress: Finding | None = None  # what Reconciling or Stalled tells
+    stalled: bool = False
+
+
+def observe(model: VLLMModel, snapshot: Snapshot, now: datetime.datetime) -> Status:
+    verdict = _verdict(model, snapshot, now)
+    refusal = snapshot.refusal
+    accepted = refusal or Refusal(*_acceptance(model))
+    if refusal is not None and refusal.reason is not Reason.NAME_CONFLICT:
+        verdict = _refused(verdict, refusal)
+    elif refusal is not None and verdict.progress is None:
+        verdict = _Verdict(verdict.ready, verdict.reason, verdict.message, _finding(refusal), stalled=True)
+    conditions = _conditions(verdict, accepted, refused=refusal is not None)
+    facts = {
+        "image": snapshot.image,
+        "image_default_for": "" if model.spec.image else model.spec.device,
+        "gpus": model.spec.gpu_count * model.spec.wanted_replicas,
+        "served_names": snapshot.granted,
+    }
+    return _status(model.metadata, model.status, snapshot, conditions, now).model_copy(update=facts)
+
+
+def observe_refused(
+    meta: Metadata, previous: Status, snapshot: Snapshot, refusal: Refusal, now: datetime.datetime
+) -> Status:
+    """For a spec that cannot be read: what runs is told as it is, and so is what was granted before."""
+    serving = sum(is_ready(pod) for pod in snapshot.pods)
+    verdict = _refused(_Verdict(serving > 0, Reason.SERVING, ""), refusal)
+    return _status(meta, previous, snapshot, _conditions(verdict, refusal, refused=True), now)
+
+
+def seconds_until_stalled(model: VLLMModel, snapshot: Snapshot, now: datetime.datetime) -> float | None:
+    """When to look again without an event: a pod in trouble is Stalled once its start budget is spent."""
+    verdict = _verdict(model, snapshot, now)
+    if verdict.progress is None or verdict.stalled or verdict.progress.reason not in _STALLED_LATE:
+        return None
+    return max(1.0, model.spec.start_seconds - _seconds_tried(snapshot, now))
+
+
+def _acceptance(model: VLLMModel) -> tuple[Reason, str]:
+    if model.paused:
+        return Reason.PAUSED, f"not reconciled until the annotation {names.ANNOTATION_PAUSED} is removed"
+    if model.spec.autoscaling is not None:
+        return (
+            Reason.ACCEPTED,
+            f"autoscaling is not in force yet: held at {model.spec.wanted_replicas} replicas",
+        )
+    return Reason.ACCEPTED, ""
+
+
+def _verdict(model: VLLMModel, snapshot: Snapshot, now: datetime.datetime) -> _Verdict:
+    wanted = model.spec.wanted_replicas
+    alive = [pod for pod in snapshot.pods if not is_terminating(pod)]
+    serving = [pod for pod in alive if is_ready(pod)]
+    current = [pod for pod in serving if template_hash(pod) == snapshot.template_hash]
+    if wanted == 0 and not alive:
+        return _scaled_to_zero(snapshot)
+    if len(current) >= wanted and len(alive) == len(current) == wanted:
+        return _Verdict(True, Reason.SERVING, f"{wanted} of {wanted} replicas serve")
+    finding = _progress(snapshot, alive)
+    tried = _seconds_tried(snapshot, now)
+    late = finding.reason in _STALLED_LATE and tried >= model.spec.start_seconds
+    stalled = late or finding.reason in _STALLED_AT_ONCE
+    if serving:
+        message = f"{len(current)} of {wanted} replicas serve the current spec; {len(serving)} serve in all"
+        return _Verdict(True, Reason.ROLLING_OUT, message, finding, stalled)
+    return _Verdict(False, finding.reason, finding.message, finding, stalled)
+
+
+def _scaled_to_zero(snapshot: Snapshot) -> _Verdict:
+    draining = len(snapshot.pods)
+    progress = Finding(Reason.DRAINING, f"{draining} pods end") if draining else None
+    return _Verdict(True, Reason.SCALED_TO_ZERO, "no replica is wanted", progress)
+
+
+def _progress(snapshot: Snapshot, alive: list[Body]) -> Finding:
+    """Of the pods that are not ready, those of the current spec are asked first."""
+    waiting = [pod for pod in alive if not is_ready(pod)]
+    current = [pod for pod in waiting if template_hash(pod) == snapshot.template_hash]
+    found = [pod_finding(pod, snapshot.gpu_resource) for pod in current or waiting]
+    if not found and len(snapshot.pods) > len(alive):
+        draining = len(snapshot.pods) - len(alive)
+        return Finding(Reason.DRAINING, f"{draining} pods end before others begin")
+    finding = worst(found) if found else deployment_finding(snapshot.deployment)
+    if finding.reason is Reason.INSUFFICIENT_GPU and snapshot.hint:
+        return Finding(finding.reason, f"{finding.message} {snapshot.hint}", finding.since)
+    return finding
+
+
+def _seconds_tried(snapshot: Snapshot, now: datetime.datetime) -> float:
+    """Since the oldest pod of the current spec that does not serve was made."""
+    waiting = [pod for pod in snapshot.pods if not is_ready(pod) and not is_terminating(pod)]
+    times = [made for pod in waiting if (made := created(pod)) is not None]
+    return (now - min(times)).total_seconds() if times else 0.0
+
+
+def _refused(verdict: _Verdict, refusal: Refusal) -> _Verdict:
+    message = refusal.message
+    if verdict.ready:
+        message = f"what ran before serves on; {message}"
+    return _Verdict(verdict.ready, refusal.reason, message, _finding(refusal), stalled=refusal.lasting)
+
+
+def _finding(refusal: Refusal) -> Finding:
+    return Finding(refusal.reason, refusal.message)
+
+
+def _conditions(
+    verdict: _Verdict, accepted: Refusal, *, refused: bool
+) -> list[tuple[ConditionType, bool, Finding]]:
+    made: list[tuple[ConditionType, bool, Finding]] = [
+        ("Accepted", not refused, _finding(accepted)),
+        ("Ready", verdict.ready, Finding(verdict.reason, verdict.message)),
+    ]
+    if verdict.progress is not None:
+        made.append(("Stalled" if verdict.stalled else "Reconciling", True, verdict.progress))
+    return made
+
+
+def _status(
+    meta: Metadata,
+    previous: Status,
+    snapshot: Snapshot,
+    conditions: list[tuple[ConditionType, bool, Finding]],
+    now: datetime.datetime,
+) -> Status:
+    selector = ",".join(f"{key}={value}" for key, value in names.selector_labels(meta.name).items())
+    return previous.model_copy(
+        update={
+            "observed_generation": meta.generation,
+            "replicas": sum(not is_terminating(pod) for pod in snapshot.pods),
+            "ready_replicas": sum(is_ready(pod) for pod in snapshot.pods),
+            "selector": selector,
+            "endpoint": f"http://{names.engine_name(meta.name)}.{meta.namespace}.svc:{names.ENGINE_PORT}",
+            "conditions": tuple(_condition(item, meta, previous, now) for item in conditions),
+        }
+    )
+
+
+def _condition(
+    item: tuple[ConditionType, bool, Finding], meta: Metadata, previous: Status, now: datetime.datetime
+) -> Condition:
+    kind, is_true, finding = item
+    status, before = "True" if is_true else "False", previous.condition(kind)
+    changed = before is None or before.status != status
+    return Condition(
+        type=kind,
+        status="True" if is_true else "False",
+        reason=finding.reason.value,
+        message=clip(finding.message, 1000),
+        last_transition_time=now.strftime("%Y-%m-%dT%H:%M:%SZ")
+        if changed or before is None
+        else before.last_transition_time,
+        observed_generation=meta.generation,
+    )

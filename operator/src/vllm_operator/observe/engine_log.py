@@ -1,0 +1,47 @@
+"""The one line of a dead engine's output that says why, fit to be read by all who may read the status."""
+
+from __future__ import annotations
+
+import re
+
+from vllm_operator.errors import clip
+
+MAX_LINE = 400
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+# "(EngineCore pid=71) ERROR 11-22 22:40:02 [core.py:1136] " in front of what was logged
+_PREFIX = re.compile(r"^(\([^)]*\)\s*)?([A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\]\s*)?")
+_ERROR = re.compile(
+    r"\b(\w*(Error|Exception|Interrupt)\b\s*:|error:|CUDA error|out of memory)", re.IGNORECASE
+)
+_UNHELPFUL = re.compile(
+    r"See root cause above|Engine core initialization failed|core proc \w+ failed", re.IGNORECASE
+)
+_SECRETS = (
+    re.compile(r"\b(hf_|sk-|ghp_|glpat-|xox[bp]-|AKIA)[A-Za-z0-9_-]{6,}"),
+    re.compile(r"(?i)(?<=bearer )[^\s'\"]+"),
+    re.compile(
+        r"(?i)((?:token|secret|password|passwd|api[-_]?key|access[-_]?key)['\"]?\s*[=:]\s*['\"]?)[^\s'\",&]+"
+    ),
+    re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"),
+)
+
+
+def scrub(text: str) -> str:
+    """Without terminal codes and without what looks like a credential."""
+    text = _ANSI.sub("", text)
+    for pattern in _SECRETS:
+        text = pattern.sub(lambda found: f"{found[1] if _keeps_name(found) else ''}[redacted]", text)
+    return text
+
+
+def _keeps_name(found: re.Match[str]) -> bool:
+    return bool(found.re.groups) and found[1].rstrip("'\" ").endswith(("=", ":"))
+
+
+def last_error_line(message: str) -> str:
+    """The last line that names an error and does not merely point to one above; else the last line."""
+    lines = [_PREFIX.sub("", line.strip()).strip() for line in scrub(message).splitlines()]
+    lines = [line for line in lines if line]
+    errors = [line for line in lines if _ERROR.search(line) and not _UNHELPFUL.search(line)]
+    return clip((errors or lines or [""])[-1], MAX_LINE)

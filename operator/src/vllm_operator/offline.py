@@ -1,0 +1,118 @@
+"""`render`, `validate` and `crd`: what needs no cluster. Exit codes: 0 fine, 1 invalid, 2 wrong use."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+
+from vllm_operator import names
+from vllm_operator.api.crd import crd_manifest
+from vllm_operator.api.parsing import parse
+from vllm_operator.errors import SpecError
+from vllm_operator.render import render
+from vllm_operator.settings import Settings
+
+INVALID, WRONG_USE = 1, 2
+
+
+class _Dumper(yaml.SafeDumper):
+    """Without anchors: what is equal is written twice, as kubectl does."""
+
+    def ignore_aliases(self, _data: Any) -> bool:
+        return True
+
+
+def to_yaml(documents: Iterable[dict[str, Any]]) -> str:
+    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+@dataclass(frozen=True)
+class Document:
+    """One VLLMModel in a file, or why the file has none (`error`)."""
+
+    path: Path
+    body: dict[str, Any]
+    error: str = ""
+
+    @property
+    def label(self) -> str:
+        name = (self.body.get("metadata") or {}).get("name", "?")
+        return f"{self.path}: {name}"
+
+
+def documents(paths: Iterable[Path]) -> Iterator[Document]:
+    """The VLLMModels of files and folders (*.yaml, *.yml, *.json); other kinds are passed over."""
+    for path in paths:
+        files = sorted(item for item in path.rglob("*") if item.suffix in (".yaml", ".yml", ".json"))
+        for file in files if path.is_dir() else [path]:
+            yield from _in_file(file)
+
+
+def _in_file(file: Path) -> Iterator[Document]:
+    try:
+        loaded = list(yaml.safe_load_all(file.read_text()))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        yield Document(file, {}, " ".join(str(error).split()))
+        return
+    for body in loaded:
+        if isinstance(body, dict) and body.get("kind") == names.KIND:
+            yield Document(file, _json_like(body))
+
+
+def _json_like(value: Any) -> Any:
+    """YAML's dates as the text that a JSON document would have."""
+    if isinstance(value, dict):
+        return {str(key): _json_like(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_json_like(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def complaints(document: Document) -> Iterator[str]:
+    """`file: name: field: reason` for each problem."""
+    if document.error:
+        yield f"{document.path}: {document.error}"
+        return
+    try:
+        parse(document.body)
+    except SpecError as error:
+        yield from (f"{document.label}: {problem}" for problem in error.problems)
+
+
+def run_validate(paths: list[Path], out: TextIO = sys.stdout, err: TextIO = sys.stderr) -> int:
+    found = list(documents(paths))
+    if not found:
+        print(f"no {names.KIND} found", file=err)
+        return WRONG_USE
+    bad = 0
+    for document in found:
+        lines = list(complaints(document))
+        bad += bool(lines)
+        for line in lines:
+            print(line, file=err)
+        if not lines:
+            print(f"{document.label}: ok", file=out)
+    return INVALID if bad else 0
+
+
+def run_render(
+    paths: list[Path], settings: Settings, out: TextIO = sys.stdout, err: TextIO = sys.stderr
+) -> int:
+    """Prints what would be applied where nothing is known of the cluster; nothing if a model is bad."""
+    found = list(documents(paths))
+    lines = [line for document in found for line in complaints(document)]
+    if not found or lines:
+        print(*(lines or [f"no {names.KIND} found"]), sep="\n", file=err)
+        return INVALID if lines else WRONG_USE
+    out.write(to_yaml(body for document in found for body in render(parse(document.body), settings)))
+    return 0
+
+
+def run_crd(out: TextIO = sys.stdout) -> int:
+    out.write(to_yaml([crd_manifest()]))
+    return 0

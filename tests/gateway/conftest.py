@@ -1,0 +1,109 @@
+"""A gateway as a real server on the loopback interface, in front of scripted engines.
+
+`gateway` is parametrised over both ways back to the caller: below ASGI, as it ships, and plain ASGI.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import uvloop
+from engine import FakeEngine
+
+from vllm_gateway.app import Gateway, Server
+from vllm_gateway.settings import Settings
+
+
+class QuietServer(Server):
+    """Leaves the process's signal handlers alone."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+        yield
+
+
+@dataclass
+class Running:
+    """A gateway that serves on `port`."""
+
+    gateway: Gateway
+    server: Server
+    port: int
+
+    @property
+    def in_flight(self) -> int:
+        return sum(self.gateway.engines.load.by_model.values())
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.gateway.metrics.registry.get_sample_value(f"vllm_gateway_{name}", labels) or 0.0
+
+    async def settled(self) -> None:
+        """Until nothing is in flight and no request task runs; fails after two seconds."""
+        await until(lambda: not self.in_flight and not self.server.server_state.tasks)
+
+
+async def until(condition: Callable[[], bool], seconds: float = 2.0) -> None:
+    """Waits for a condition; fails where it does not come true."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@contextlib.asynccontextmanager
+async def serve(
+    *engines: FakeEngine, raw: bool = True, settings: dict[str, Any] | None = None
+) -> AsyncIterator[Running]:
+    document = {
+        "host": "127.0.0.1",
+        "port": 0,
+        "backends": [{"url": engine.url} for engine in engines],
+        "shutdownDelay": "0s",
+        "drainTimeout": "0s",
+    }
+    gateway = Gateway(Settings.model_validate(document | (settings or {})))
+    server = QuietServer(gateway)
+    if not raw:
+        server.config.http = "httptools"
+    task = asyncio.create_task(server.serve())
+    try:
+        await until(lambda: server.started or task.done())
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield Running(gateway, server, port)
+    finally:
+        server.should_exit = True
+        await task
+
+
+Serve = Callable[..., AbstractAsyncContextManager[Running]]
+
+
+@pytest.fixture(params=["raw", "asgi"])
+def gateway(request: pytest.FixtureRequest) -> Serve:
+    """`async with gateway(engine, settings={...}) as running:`, once for each channel."""
+
+    def start(*engines: FakeEngine, **options: Any) -> AbstractAsyncContextManager[Running]:
+        return serve(*engines, raw=request.param == "raw", **options)
+
+    return start
+
+
+@pytest.fixture
+def raw_gateway() -> Serve:
+    """As `gateway`, with the channel that ships: for what uvicorn's own protocol does not do."""
+    return serve
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., Any]:
+    return until
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The loop that ships."""
+    return {"uvloop": uvloop.new_event_loop}
