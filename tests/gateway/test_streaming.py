@@ -49,9 +49,7 @@ async def test_a_caller_that_asks_for_usage_gets_it_and_its_body_is_untouched(ga
 
 async def test_the_head_of_a_stream_forbids_buffering_and_carries_the_request_id(gateway: Any) -> None:
     async with FakeEngine() as engine, gateway(engine) as running:
-        answer = await ask(
-            running.port, "/v1/chat/completions", CHAT, headers={"x-request-id": "abc-1"}
-        )
+        answer = await ask(running.port, "/v1/chat/completions", CHAT, headers={"x-request-id": "abc-1"})
         assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
         assert answer.headers["cache-control"] == "no-cache"
         assert answer.headers["x-accel-buffering"] == "no"
@@ -96,7 +94,9 @@ async def test_whatever_the_engines_reads_are_each_write_holds_whole_events(gate
 
 async def test_framing_split_at_any_byte_is_read_the_same(gateway: Any) -> None:
     events = chat_events(["a", "b"], with_usage=False)
-    body = b"".join(b"%x;ext=1\r\n%b\r\n" % (len(item), item) for item in events) + b"0\r\nx-trailer: 1\r\n\r\n"
+    body = (
+        b"".join(b"%x;ext=1\r\n%b\r\n" % (len(item), item) for item in events) + b"0\r\nx-trailer: 1\r\n\r\n"
+    )
     wire = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n" + body
     for size in (1, 13):
         reads = [wire[at : at + size] for at in range(0, len(wire), size)]

@@ -10,7 +10,8 @@ from typing import Protocol
 from cachetools import LRUCache
 
 from vllm_gateway.routing.ring import Ring, rendezvous
-from vllm_gateway.routing.table import Endpoint, Model, Routing
+from vllm_gateway.routing.table import Endpoint, Model
+from vllm_gateway.settings import Routing
 
 LOAD_FACTOR = 1.25
 PREFIX_CHARACTERS = 100

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
 
 from vllm_gateway.errors import GatewayError, model_not_found, model_not_ready
-
-Routing = Literal["LeastLoad", "PrefixHash", "Session"]
+from vllm_gateway.settings import Routing
 
 
 @dataclass(frozen=True, slots=True)
