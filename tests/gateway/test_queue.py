@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -37,6 +38,10 @@ def model(endpoints: int = 1, reason: str = "ScaledToZero", **limits: float | No
     fleet = tuple(Endpoint(f"pod-{number}", "10.0.0.1", 8000) for number in range(endpoints))
     shown = "" if endpoints else reason
     return Model("m", "m", "ns", endpoints=fleet, reason=shown, limits=Limits(**limits))  # type: ignore[arg-type]
+
+
+def stalled() -> Model:
+    return dataclasses.replace(model(0, "CrashLooping"), stalled=True)
 
 
 def defaults(**values: object) -> QueueSettings:
@@ -122,9 +127,8 @@ def test_no_endpoint_without_a_cold_start_is_refused_at_once(loop: VirtualLoop) 
     assert caller.state == "503 model_not_ready with retry-after"
 
 
-@pytest.mark.parametrize("reason", ["CrashLooping", "InvalidSpec"])
-def test_what_time_does_not_mend_is_refused_at_once(loop: VirtualLoop, reason: str) -> None:
-    caller = Caller(loop, Queues(defaults()), model(0, reason))
+def test_what_time_does_not_mend_is_refused_at_once(loop: VirtualLoop) -> None:
+    caller = Caller(loop, Queues(defaults()), stalled())
     assert caller.state == "503 model_not_ready with retry-after"
     assert loop.now == 1000.0
 
@@ -155,7 +159,7 @@ def test_a_cold_start_that_takes_too_long(loop: VirtualLoop) -> None:
 def test_a_model_that_breaks_for_good_refuses_those_who_wait(loop: VirtualLoop) -> None:
     queues = Queues(defaults())
     caller = Caller(loop, queues, model(0))
-    queues.follow({"ns/m": model(0, "CrashLooping")})
+    queues.follow({"ns/m": stalled()})
     loop.settle()
     assert caller.state == "503 model_not_ready with retry-after"
 

@@ -18,25 +18,13 @@ from vllm_gateway.errors import GatewayError, model_not_found
 from vllm_gateway.routing.table import Model, not_ready
 from vllm_gateway.settings import QueueSettings
 
-# Where these are the reason, time alone mends nothing: a person must act (the operator's Stalled reasons).
-STALLED = frozenset(
-    {
-        "InvalidSpec",
-        "NameConflict",
-        "ChildConflict",
-        "MissingSecret",
-        "QuotaExceeded",
-        "ImagePullFailed",
-        "CrashLooping",
-        "OutOfMemory",
-        "EngineError",
-    }
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """One model's queue: `capacity` permits, `longest` waiters, and the two timeouts in seconds."""
+    """One model's queue: `capacity` permits, `longest` waiters, the timeouts in seconds (0: no wait).
+
+    Nobody waits for the first endpoint of a stalled model, which only a person can mend.
+    """
 
     capacity: int
     longest: int
@@ -47,12 +35,13 @@ class Rules:
     def of(cls, model: Model, defaults: QueueSettings) -> Rules:
         own = model.limits
         cold_start = _first(own.cold_start, defaults.cold_start_timeout)
+        cold_start = _first(own.cold_start, defaults.cold_start_timeout)
         per_endpoint = _first(own.max_in_flight, defaults.max_in_flight)
         return cls(
             capacity=per_endpoint * len(model.endpoints),
             longest=_first(own.max_queue, defaults.max_queue),
             queue_timeout=_first(own.queue_timeout, defaults.queue_timeout),
-            cold_start=0.0 if model.reason in STALLED else cold_start,
+            cold_start=0.0 if model.stalled else cold_start,
         )
 
 

@@ -43,7 +43,8 @@ class Limits:
 class Model:
     """A model as callers see it, and what the engine calls it (`upstream_name`).
 
-    `reason` and `message` say why there is no endpoint, in the words of the Ready condition.
+    `reason` and `message` say why there is no endpoint, in the words of the Ready condition; `stalled` that
+    time alone will not change it.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Model:
     endpoints: tuple[Endpoint, ...] = ()
     reason: str = ""
     message: str = ""
+    stalled: bool = False
     created: int = 0
     weight: int = 100
     limits: Limits = Limits()
