@@ -266,7 +266,12 @@ def load(file: str | None, overrides: Mapping[str, object]) -> Settings:
     try:
         return Settings.model_validate(document | dict(overrides))
     except ValidationError as error:
-        raise BadSettings("; ".join(_line(item) for item in error.errors())) from error
+        raise BadSettings(describe_errors(error)) from error
+
+
+def describe_errors(error: ValidationError, *, with_values: bool = True) -> str:
+    """One line for a person: each setting and what is wrong with it; without values where they are secret."""
+    return "; ".join(_line(item, with_values=with_values) for item in error.errors())
 
 
 def split_urls(text: str) -> list[dict[str, str]]:
@@ -288,11 +293,15 @@ def _read(file: str) -> dict[str, Any]:
     return document
 
 
-def _line(item: Mapping[str, Any]) -> str:
-    where = ".".join(str(part) for part in item["loc"]) or "settings"
+def _line(item: Mapping[str, Any], *, with_values: bool) -> str:
+    unknown = item["type"] == "extra_forbidden"
+    location = (
+        item["loc"][:-1] if unknown and not with_values else item["loc"]
+    )  # a key may be a value misplaced
+    where = ".".join(str(part) for part in location) or "settings"
     message = str(item["msg"]).removeprefix("Value error, ")
-    if item["type"] == "extra_forbidden":
+    if unknown:
         message = "unknown setting"
     value = item.get("input")
-    shown = f" (got {value!r})" if isinstance(value, str | int | float | bool) else ""
+    shown = f" (got {value!r})" if with_values and isinstance(value, str | int | float | bool) else ""
     return f"{where}: {message}{shown}"
