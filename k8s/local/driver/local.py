@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
+import ssl
 import sys
 import time
+import urllib.request
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -23,10 +26,11 @@ from console import say, step
 from kubectl import Kubectl, gpus, set_gpus, wait_ready
 from paths import BIN, KUBECONFIG, LOGS, RUNTIME, STATE, cache
 from pki import Authority
-from process import resident_bytes
+from process import Supervisor, resident_bytes
 from shell import DriverError, debian_packages, find, lock
 
 LOG = LOGS / "driver.log"
+HEALTHY_SECONDS = 60.0
 MARKER = STATE / "complete"
 BEFORE = RUNTIME / "before.json"
 PROGRAMS = (golang.KUBERNETES, golang.ETCD, golang.COREDNS, golang.HELM, golang.PAUSE)
@@ -44,6 +48,10 @@ PACKAGES = {
     "openssl": "openssl",
 }
 CNI_FOLDERS = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))
+UNVERIFIED = ssl._create_unverified_context()  # noqa: SLF001 - two of the programs sign their own certificates
+DIRECT = urllib.request.build_opener(
+    urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=UNVERIFIED)
+)
 kubectl = Kubectl(BIN / "kubectl", KUBECONFIG)
 
 
@@ -84,17 +92,22 @@ def status() -> None:
     if claim.owner() != STATE:
         other = f" Another clone's does: {claim.owner()}." if claim.owner() else ""
         raise DriverError(f"No cluster of this clone runs.{other} Start one: make cluster")
-    for name in programs.names():
-        identity = programs.find(name)
-        state = (
-            f"pid {identity.pid:<8} {resident_bytes(identity.pid) / 2**20:5.0f} MiB"
-            if identity
-            else "NOT RUNNING"
-        )
-        say(f"  {name:<24} {state}")
+    bad = [name for name in dict.fromkeys((*STARTED, *programs.names())) if not report(programs, name)]
+    if bad:
+        raise DriverError(f"not healthy: {', '.join(bad)}. To start what is missing: make cluster")
     say(kubectl("get", "nodes", "-o", "wide").rstrip())
     say(f"  nvidia.com/gpu: {gpus(kubectl.get('node', NODE))}")
     say(f"  export KUBECONFIG={KUBECONFIG} PATH={BIN}:$PATH")
+
+
+def report(programs: Supervisor, name: str) -> bool:
+    """Prints a line on a program; False if it is not well."""
+    identity = programs.find(name)
+    healthy = bool(identity) and is_healthy(name)
+    state = "healthy" if healthy else "NOT HEALTHY" if identity else "NOT RUNNING"
+    memory = resident_bytes(identity.pid) / 2**20 if identity else 0
+    say(f"  {name:<24} {state:<12} {memory:5.0f} MiB  {programs.log(name)}")
+    return healthy
 
 
 def kubeconfig() -> Path:
@@ -207,10 +220,28 @@ def start() -> None:
     with step("control plane"):
         for name in ("etcd", "kube-apiserver"):
             start_program(name, *programs.pop(name))
-        claim.supervisor().wait("kube-apiserver", lambda: kubectl.succeeds("get", "--raw=/readyz"), 60)
+        wait_healthy("kube-apiserver")
         apply(config.objects())
         for name, (command, texts) in programs.items():
             start_program(name, command, texts)
+        for name in programs:
+            wait_healthy(name)
+
+
+def wait_healthy(name: str) -> None:
+    claim.supervisor().wait(name, lambda: is_healthy(name), HEALTHY_SECONDS)
+
+
+def is_healthy(name: str) -> bool:
+    """What a program says of itself; one without an address to ask, such as containerd, counts as healthy."""
+    url = config.HEALTH.get(name)
+    if not url:
+        return True
+    try:
+        with DIRECT.open(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (OSError, http.client.HTTPException):
+        return False
 
 
 def start_program(name: str, command: list[str], texts: dict[Path, str]) -> None:
