@@ -21,7 +21,7 @@ import helm
 pytestmark = pytest.mark.e2e
 NAMESPACE = "vllm-fleet-chart"
 MATRIX = yaml.safe_load((cluster.ROOT / "tests" / "chart" / "matrix.yaml").read_text())
-DRY_RUN = ("apply", "--dry-run=server", "--validate=strict", "-f", "-")
+DRY_RUN = ("apply", "--dry-run=server", "--server-side", "--force-conflicts", "--validate=strict")
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +46,14 @@ def test_the_api_server_accepts_what_is_rendered(namespace: str, values: dict[st
     # The monitors' definitions are the Prometheus Operator's, which need not be here.
     known = [manifest for manifest in helm.manifests(text) if not manifest["kind"].endswith("Monitor")]
     listed = {"apiVersion": "v1", "kind": "List", "items": known}
-    done = cluster.run(cluster.tool("kubectl"), *DRY_RUN, stdin=json.dumps(listed))
+    done = cluster.run(cluster.tool("kubectl"), *DRY_RUN, "-f", "-", stdin=json.dumps(listed))
     assert done.stderr == ""
     assert len(done.stdout.splitlines()) == len(known)
 
 
 def test_the_api_server_accepts_the_plain_manifests(release: None) -> None:
     kustomization = str(cluster.ROOT / "k8s")
-    flags = ("--dry-run=server", "--server-side", "--force-conflicts", "--validate=strict")
-    out = cluster.kubectl("apply", *flags, "-k", kustomization)
+    out = cluster.kubectl(*DRY_RUN, "-k", kustomization)
     documents = helm.manifests((cluster.ROOT / "k8s" / "install.yaml").read_text())
     assert len(out.splitlines()) == len(documents)
 
@@ -62,7 +61,6 @@ def test_the_api_server_accepts_the_plain_manifests(release: None) -> None:
 @pytest.mark.parametrize("file", sorted(path.name for path in cluster.EXAMPLES.glob("*.yaml")))
 def test_the_api_server_accepts_the_example(namespace: str, file: str) -> None:
     path = str(cluster.EXAMPLES / file)
-    flags = ("--dry-run=server", "--validate=strict")
-    done = cluster.run(cluster.tool("kubectl"), "-n", namespace, "apply", *flags, "-f", path)
-    assert "created (server dry run)" in done.stdout
+    done = cluster.run(cluster.tool("kubectl"), "-n", namespace, *DRY_RUN, "-f", path)
+    assert "serverside-applied (server dry run)" in done.stdout
     assert done.stderr == ""
