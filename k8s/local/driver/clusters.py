@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+import claim
 import existing
 import kind
 import local
@@ -51,6 +52,8 @@ def choose() -> str:
         return named
     if CHOICE.exists():
         return CHOICE.read_text().strip()
+    if claim.owner() == STATE:  # of a first `up` that was killed half-way
+        return "local"
     return "kind" if find("docker") and succeeds(["docker", "info"]) else "local"
 
 

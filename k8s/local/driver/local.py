@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import shutil
-import ssl
 import sys
 import time
-import urllib.request
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -23,6 +20,7 @@ import network
 import tools
 from config import API_URL, NODE
 from console import say, step
+from health import is_healthy
 from kubectl import Kubectl, gpus, set_gpus, wait_ready
 from paths import BIN, KUBECONFIG, LOGS, RUNTIME, STATE, cache
 from pki import Authority
@@ -48,10 +46,6 @@ PACKAGES = {
     "openssl": "openssl",
 }
 CNI_FOLDERS = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))
-UNVERIFIED = ssl._create_unverified_context()  # noqa: SLF001 - two of the programs sign their own certificates
-DIRECT = urllib.request.build_opener(
-    urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=UNVERIFIED)
-)
 kubectl = Kubectl(BIN / "kubectl", KUBECONFIG)
 
 
@@ -66,9 +60,12 @@ def up(count: int) -> None:
             with step("clean up what an earlier run left behind"):
                 clean()
         prepare()
-        start()
+        began = time.time()
+        new_kubelet = start()
         with step("node is Ready") as work:
-            wait_ready(kubectl)
+            wait_ready(
+                kubectl, since=began if new_kubelet else 0
+            )  # a kubelet sets foreign resources to 0 once
             set_gpus(kubectl, NODE, count)
             work.note = f"{count} nvidia.com/gpu (pretended)"
         MARKER.touch()
@@ -209,7 +206,8 @@ def write(path: Path, text: str, mode: int = 0o644) -> bool:
     return True
 
 
-def start() -> None:
+def start() -> bool:
+    """Starts what does not run; True if the kubelet was among it."""
     files = config.files(layout(), api_qps(), Path("/etc/resolv.conf").read_text())
     programs = {
         name: (command, files.get(name, {}))
@@ -222,32 +220,20 @@ def start() -> None:
             start_program(name, *programs.pop(name))
         wait_healthy("kube-apiserver")
         apply(config.objects())
-        for name, (command, texts) in programs.items():
-            start_program(name, command, texts)
+        started = {name for name, (command, texts) in programs.items() if start_program(name, command, texts)}
         for name in programs:
             wait_healthy(name)
+    return "kubelet" in started
 
 
 def wait_healthy(name: str) -> None:
     claim.supervisor().wait(name, lambda: is_healthy(name), HEALTHY_SECONDS)
 
 
-def is_healthy(name: str) -> bool:
-    """What a program says of itself; one without an address to ask, such as containerd, counts as healthy."""
-    url = config.HEALTH.get(name)
-    if not url:
-        return True
-    try:
-        with DIRECT.open(url, timeout=2) as answer:
-            return bool(answer.status == 200)
-    except (OSError, http.client.HTTPException):
-        return False
-
-
-def start_program(name: str, command: list[str], texts: dict[Path, str]) -> None:
+def start_program(name: str, command: list[str], texts: dict[Path, str]) -> bool:
     changed = [write(path, text) for path, text in texts.items()]
     program = find(name) if name == "containerd" else BIN / name
-    claim.supervisor().ensure(name, [program or name, *command], restart=any(changed))
+    return claim.supervisor().ensure(name, [program or name, *command], restart=any(changed))
 
 
 def start_containerd(command: list[str], texts: dict[Path, str]) -> None:
