@@ -43,7 +43,10 @@ _START_FAILURES = {"CreateContainerError", "RunContainerError", "CreateContainer
 # The kubelet says the same again behind a prefix while it waits: one text, or the status would flip for ever.
 _BACK_OFF = re.compile(r"^(Back-off pulling image \"[^\"]*\": )?(ErrImagePull: )?")
 _MISSING = re.compile(r"(secret|configmap) \"[^\"]*\" not found|couldn't find key", re.IGNORECASE)
-_NO_MEMORY = re.compile(r"out of memory|OutOfMemoryError|OOM", re.IGNORECASE)
+# Also when the weights leave no room for the KV cache: the same fields mend it.
+_NO_MEMORY = re.compile(
+    r"out of memory|OutOfMemoryError|\bOOM\b|No available memory|available KV cache memory", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
