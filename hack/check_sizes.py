@@ -1,4 +1,4 @@
-"""Fails where a Python file is over 450 lines or a function over 80: the most that a reader should meet at once."""
+"""Fails where a Python file is over 450 lines or a function over 80: the most to be met at once."""
 
 from __future__ import annotations
 

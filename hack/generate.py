@@ -20,7 +20,9 @@ import vllm_operator.settings
 from chart_files import CHART, Files
 from helm import ROOT
 from json_schema import settings_schema
+from vllm_gateway.telemetry import Metrics as GatewayMetrics
 from vllm_operator.api.crd import crd_manifest
+from vllm_operator.metrics import Metrics as OperatorMetrics
 
 
 def generate() -> Files:
@@ -38,6 +40,7 @@ def generate() -> Files:
         | reference.crd_page(crd)
         | reference.settings_page("operator", "`vllm-operator run --config FILE` reads", operator)
         | reference.settings_page("gateway", "`CONFIG_FILE` names", gateway)
+        | reference.metrics_page(gateway=GatewayMetrics().registry, operator=OperatorMetrics(list).registry)
     )
     return chart | chart_files.install_manifest(chart) | docs
 

@@ -29,7 +29,7 @@ FLAGS = [
 
 def compile_file(uv: Path, source: Path) -> None:
     target = source.with_suffix(".txt")
-    command = [uv, "pip", "compile", *FLAGS, "-o", target.name, source.name]
+    command: list[str | Path] = [uv, "pip", "compile", *FLAGS, "-o", target.name, source.name]
     subprocess.run(command, cwd=source.parent, check=True, env=os.environ | {"UV_PYTHON_DOWNLOADS": "never"})
 
 

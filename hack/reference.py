@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from prometheus_client import CollectorRegistry
 
 import chart_values
 import helm
 import json_schema
+from metrics_catalogue import Exported, exported
 
 Files = dict[Path, str]
 FOLDER = Path("docs/reference")
@@ -82,6 +84,28 @@ def settings_page(component: str, file: str, schema: json_schema.Schema) -> File
     )
     keys = table(("Key", "Type", "Default", "Description"), lines)
     return page(f"{component}-settings", f"Settings of the {component}", intro, keys)
+
+
+def metrics_page(**components: CollectorRegistry) -> Files:
+    """Each component with the registry that it exports."""
+    intro = (
+        "Exported at `:9090/metrics`. Labels are bounded: a model is `<namespace>/<name>` of one that exists "
+        "or `unknown`. The chart's PodMonitor collects vLLM's own metrics (`vllm:…`, port 8000 of each model "
+        "pod) beside these, with the same `model` label."
+    )
+    sections = [
+        f"## {component.capitalize()}\n\n{_metrics_table(exported(registry))}"
+        for component, registry in components.items()
+    ]
+    return page("metrics", "Metrics", intro, *sections)
+
+
+def _metrics_table(metrics: list[Exported]) -> str:
+    lines = (
+        (f"`{metric.name}`", metric.kind, ", ".join(f"`{label}`" for label in metric.labels), metric.help)
+        for metric in sorted(metrics, key=lambda metric: metric.name)
+    )
+    return table(("Metric", "Kind", "Labels", "Meaning"), lines)
 
 
 def crd_page(crd: helm.Manifest) -> Files:

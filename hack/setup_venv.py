@@ -15,12 +15,19 @@ VENV = ROOT / ".venv"
 
 
 def pip(*arguments: str) -> None:
-    command = [VENV / "bin" / "python", "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
+    command: list[str | Path] = [
+        VENV / "bin" / "python",
+        "-m",
+        "pip",
+        "--quiet",
+        "--disable-pip-version-check",
+        "install",
+    ]
     subprocess.run([*command, *arguments], cwd=ROOT, check=True)
 
 
 def main() -> None:
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - runs before anything that says so
         sys.exit(f"vllm-fleet needs Python 3.11 or newer; this is {sys.version.split()[0]}. Set PYTHON=…")
     print("setup: .venv with pinned dependencies (about a minute the first time)", flush=True)
     try:

@@ -10,6 +10,7 @@ operator's; the definition is kept on uninstall; NOTES name what was installed.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,39 +21,7 @@ from vllm_operator import names
 
 Values = dict[str, Any]
 PLAIN = helm.Release()
-
-MATRIX: dict[str, Values] = {
-    "defaults": {},
-    "namespaced": {"watchNamespaces": ["team-a", "team-b"]},
-    "single": {"gateway": {"replicas": 1}},
-    "highly available": {"gateway": {"replicas": 5}, "operator": {"replicas": 2}},
-    "bare": {
-        "crds": {"enabled": False},
-        "monitoring": {"monitors": False, "dashboards": {"enabled": False}},
-        "gateway": {"podDisruptionBudget": {"enabled": False}},
-    },
-    "everything set": {
-        "commonLabels": {"team": "ml"},
-        "image": {"registry": "registry.example.com/mirror/", "pullSecrets": [{"name": "pull"}]},
-        "monitoring": {
-            "monitors": True,
-            "labels": {"release": "prom"},
-            "interval": "1m",
-            "scrapeTimeout": "5s",
-        },
-        "gateway": {
-            "service": {"type": "LoadBalancer", "port": 80, "annotations": {"example.com/lb": "internal"}},
-            "nodeSelector": {"pool": "cpu"},
-            "tolerations": [{"key": "cpu", "operator": "Exists"}],
-            "affinity": {"podAntiAffinity": {}},
-            "priorityClassName": "system-cluster-critical",
-            "podAnnotations": {"example.com/a": "b"},
-            "podLabels": {"example.com/c": "d"},
-            "serviceAccount": {"create": False, "name": "mine"},
-            "extraEnv": [{"name": "A", "value": "b"}],
-        },
-    },
-}
+MATRIX: dict[str, Values] = yaml.safe_load(Path(__file__).with_name("matrix.yaml").read_text())
 
 
 @pytest.fixture(params=list(MATRIX.values()), ids=list(MATRIX))

@@ -18,11 +18,11 @@ READ = ("get", "list", "watch")
 CHILD = (*READ, "create", "patch", "delete")
 OPERATOR = {
     ("vllm-fleet.dev", "vllmmodels"): READ,
-    ("vllm-fleet.dev", "vllmmodels/status"): ("patch", "update"),
+    ("vllm-fleet.dev", "vllmmodels/status"): ("patch",),
     ("apps", "deployments"): CHILD,
     ("", "services"): CHILD,
     ("", "pods"): READ,
-    ("", "events"): (*READ, "create", "patch"),
+    ("", "events"): ("create",),
 }
 NODES = {("", "nodes"): READ}
 GATEWAY = {("vllm-fleet.dev", "vllmmodels"): READ, ("discovery.k8s.io", "endpointslices"): READ}
@@ -32,7 +32,7 @@ LEASE = [
         "apiGroups": ["coordination.k8s.io"],
         "resources": ["leases"],
         "resourceNames": ["vllm-operator"],
-        "verbs": ["get", "update", "patch"],
+        "verbs": ["get", "update"],
     },
 ]
 CLUSTER_KINDS = {"ClusterRole", "ClusterRoleBinding"}

@@ -36,7 +36,7 @@ def tool(name: str) -> str:
 
 
 def run(*command: str, stdin: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, check=False, input=stdin, capture_output=True, text=True, timeout=600)
     if check and done.returncode:
         raise AssertionError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
     return done

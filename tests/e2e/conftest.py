@@ -1,13 +1,21 @@
-"""One installed release and one served model for all end-to-end tests; each test leaves both as it found them."""
+"""One installed release and one served model for all tests here; each test leaves both as it found them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import cluster
 import pytest
 
 HELM_WAIT = "5m"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.e2e)
 
 
 def install_chart() -> None:
@@ -37,7 +45,7 @@ def release() -> None:
 
 @pytest.fixture(scope="session")
 def smollm2(release: None) -> Iterator[str]:
-    """The demo's model, served by a real vLLM; yields its name. Deleted at the end, with a check for leftovers."""
+    """The demo's model, served by a real vLLM; yields its name."""
     cluster.apply(cluster.example("smollm2.yaml"))
     cluster.wait_settled("smollm2", seconds=300)
     yield "smollm2"

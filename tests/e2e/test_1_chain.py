@@ -1,8 +1,8 @@
 """The whole chain with real parts: chart, operator, scheduler, a real vLLM, EndpointSlice, gateway, SSE.
 
-Proves: `kubectl wait` and the printed columns; the scheduler placed the pod on nvidia.com/gpu; /chat/stream gives
-tokens one by one, JSON in every data line, done last; the OpenAI client streams and does not; /models and
-/v1/models agree; a caller's mistakes are answered in words.
+Proves: `kubectl wait` and the printed columns; the scheduler placed the pod on nvidia.com/gpu; /chat/stream
+gives tokens one by one, JSON in every data line, done last; the OpenAI client streams and does not; /models
+and /v1/models agree; a caller's mistakes are answered in words.
 """
 
 from __future__ import annotations
@@ -73,13 +73,16 @@ def test_chat_answers_whole_and_equals_the_stream(gateway: int) -> None:
 
 
 def test_the_openai_client_streams_and_does_not(gateway: int, smollm2: str) -> None:
-    client = openai.OpenAI(base_url=f"http://127.0.0.1:{gateway}/v1", api_key="none", timeout=60, max_retries=0)
+    client = openai.OpenAI(
+        base_url=f"http://127.0.0.1:{gateway}/v1", api_key="none", timeout=60, max_retries=0
+    )
     assert smollm2 in {model.id for model in client.models.list()}
     messages: Any = [{"role": "user", "content": "Say hello."}]
     arguments: Any = {"model": smollm2, "messages": messages, "temperature": 0, "max_tokens": 16}
     whole = client.chat.completions.create(**arguments)
     pieces = [
-        chunk.choices[0].delta.content or "" for chunk in client.chat.completions.create(**arguments, stream=True)
+        chunk.choices[0].delta.content or ""
+        for chunk in client.chat.completions.create(**arguments, stream=True)
     ]
     assert "".join(pieces) == whole.choices[0].message.content
     usage = [

@@ -1,8 +1,8 @@
 """Streams on a bad day, on the real cluster.
 
 Proves: a client that leaves frees the engine's slot (read from vLLM's own metrics); a killed operator changes
-nothing for callers and takes up its work again; a gateway pod that is deleted finishes its streams and is replaced;
-one that is killed is replaced; a rollout on a full GPU pool finishes the streams of the pod that goes.
+nothing for callers and takes up its work again; a gateway pod that is deleted finishes its streams and is
+replaced; one that is killed is replaced; a rollout finishes the streams of the pod that goes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LONG = {"message": "Write a long story about a lighthouse.", "max_tokens": 400, 
 
 
 class Stream:
-    """One /chat/stream read in a thread of its own, so that a test can do something to the cluster meanwhile."""
+    """One /chat/stream read in a thread, so that a test can do something to the cluster meanwhile."""
 
     def __init__(self, port: int, body: dict[str, Any]) -> None:
         self.events: list[Any] = []
@@ -40,7 +40,9 @@ class Stream:
             self.failure = error
 
     def wait_for_tokens(self, count: int) -> None:
-        cluster.eventually(lambda: len(self.events) >= count or self.failure, f"{count} tokens", 60, every=0.02)
+        cluster.eventually(
+            lambda: len(self.events) >= count or self.failure, f"{count} tokens", 60, every=0.02
+        )
 
     def assert_whole(self) -> None:
         self._thread.join(timeout=120)
@@ -63,7 +65,7 @@ def gateway_pod() -> Iterator[tuple[str, int]]:
 def gateways_ready() -> bool:
     deployment = cluster.get("deployment", "vllm-fleet-gateway", cluster.SYSTEM_NAMESPACE)
     assert deployment
-    return deployment["status"].get("readyReplicas", 0) == deployment["spec"]["replicas"]
+    return bool(deployment["status"].get("readyReplicas", 0) == deployment["spec"]["replicas"])
 
 
 def operator_pod() -> str:
@@ -130,9 +132,12 @@ def test_a_rollout_finishes_the_streams_of_the_pod_that_goes(gateway: int, smoll
     stream.wait_for_tokens(3)
     cluster.patch_spec(smollm2, {"engine": {"maxNumSeqs": 16}})
     cluster.eventually(
-        lambda: "deletionTimestamp" in (cluster.get("pod", old["metadata"]["name"]) or {"metadata": {}})["metadata"]
-        or stream.failure
-        or not cluster.get("pod", old["metadata"]["name"]),
+        lambda: (
+            "deletionTimestamp"
+            in (cluster.get("pod", old["metadata"]["name"]) or {"metadata": {}})["metadata"]
+            or stream.failure
+            or not cluster.get("pod", old["metadata"]["name"])
+        ),
         "the old pod is asked to go",
         180,
     )

@@ -1,8 +1,8 @@
 """VLLMModels through their life on the real API server.
 
 Proves: a deleted child is back within seconds; an edit rolls out; a model that finds no GPU says so in the
-scheduler's own words and becomes Ready by itself once one is free; every invalid resource is refused or answered
-with a message that names the field, and the others go on; deletion leaves nothing behind.
+scheduler's own words and becomes Ready by itself once one is free; every invalid resource is refused or
+answered with a message that names the field, and the others go on; deletion leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ def small(name: str, **spec: Any) -> cluster.Manifest:
     """The demo's model under another name, with a CPU request that leaves room for both on two cores."""
     manifest = cluster.example("smollm2.yaml")
     manifest["metadata"]["name"] = name
-    manifest["spec"] |= {"servedNames": [name], "resources": {"requests": {"cpu": "100m", "memory": "1Gi"}}} | spec
+    manifest["spec"] |= {
+        "servedNames": [name],
+        "resources": {"requests": {"cpu": "100m", "memory": "1Gi"}},
+    } | spec
     return manifest
 
 
@@ -50,7 +53,9 @@ def test_a_deleted_deployment_is_back_within_seconds(smollm2: str) -> None:
     assert old
     cluster.delete("deployment", f"{smollm2}-engine")
     gone = time.monotonic()
-    found = cluster.eventually(lambda: cluster.get("deployment", f"{smollm2}-engine"), "it is back", 10, every=0.1)
+    found = cluster.eventually(
+        lambda: cluster.get("deployment", f"{smollm2}-engine"), "it is back", 10, every=0.1
+    )
     print(f"Deployment back {time.monotonic() - gone:.2f} s after its deletion")
     assert found["metadata"]["uid"] != old["metadata"]["uid"]
     cluster.wait_settled(smollm2)
@@ -70,7 +75,9 @@ def test_a_model_without_a_gpu_says_why_and_recovers(smollm2: str, second: str) 
     assert free >= 1, "the test needs a node with at least two nvidia.com/gpu"
     cluster.apply(gpu_holder(free))
     cluster.eventually(
-        lambda: (cluster.get("pod", HOLDER) or {}).get("status", {}).get("phase") == "Running", "the holder runs", 60
+        lambda: (cluster.get("pod", HOLDER) or {}).get("status", {}).get("phase") == "Running",
+        "the holder runs",
+        60,
     )
     cluster.apply(small(second))
     words = cluster.eventually(

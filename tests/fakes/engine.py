@@ -94,7 +94,9 @@ Script = Callable[[Reply], Awaitable[None]]
 class FakeEngine:
     """Serves `script` on a port of its own; `GET /v1/models` is answered with `models` whatever the script."""
 
-    def __init__(self, script: Script | None = None, *, models: Sequence[str] = ("m",), port: int = 0) -> None:
+    def __init__(
+        self, script: Script | None = None, *, models: Sequence[str] = ("m",), port: int = 0
+    ) -> None:
         self.script: Script = script or stream()
         self.models = list(models)
         self.port = port

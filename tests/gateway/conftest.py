@@ -15,13 +15,24 @@ from typing import Any
 import pytest
 import uvloop
 from engine import FakeEngine
+from hypothesis import settings
 
 from vllm_gateway.app import Gateway, Server
 from vllm_gateway.settings import Settings
 
 
+# The same examples each time, and no deadline: a test run never fails by luck or by a busy machine.
+settings.register_profile("steady", derandomize=True, deadline=None)
+settings.load_profile("steady")
+
+
 class QuietServer(Server):
-    """Leaves the process's signal handlers alone."""
+    """Leaves the process's signal handlers alone, and looks for its end more often than ten times a second."""
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        while not self.should_exit:
+            await asyncio.sleep(0.002)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
@@ -57,7 +68,7 @@ async def until(condition: Callable[[], bool], seconds: float = 2.0) -> None:
 
 @contextlib.asynccontextmanager
 async def serve(
-    *engines: FakeEngine, raw: bool = True, settings: dict[str, Any] | None = None
+    *engines: FakeEngine, raw: bool = True, options: dict[str, Any] | None = None
 ) -> AsyncIterator[Running]:
     document = {
         "host": "127.0.0.1",
@@ -66,7 +77,7 @@ async def serve(
         "shutdownDelay": "0s",
         "drainTimeout": "0s",
     }
-    gateway = Gateway(Settings.model_validate(document | (settings or {})))
+    gateway = Gateway(Settings.model_validate(document | (options or {})))
     server = QuietServer(gateway)
     if not raw:
         server.config.http = "httptools"
@@ -85,7 +96,7 @@ Serve = Callable[..., AbstractAsyncContextManager[Running]]
 
 @pytest.fixture(params=["raw", "asgi"])
 def gateway(request: pytest.FixtureRequest) -> Serve:
-    """`async with gateway(engine, settings={...}) as running:`, once for each channel."""
+    """`async with gateway(engine, options={...}) as running:`, once for each channel."""
 
     def start(*engines: FakeEngine, **options: Any) -> AbstractAsyncContextManager[Running]:
         return serve(*engines, raw=request.param == "raw", **options)

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import calendar
 import hashlib
 import io
 import json
@@ -25,6 +26,7 @@ import clusters
 import containerd
 import kubectl
 import kwok
+from paths import STATE
 from process import Supervisor, boot_id
 from shell import DriverError, lock
 
@@ -32,6 +34,7 @@ from shell import DriverError, lock
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(clusters, "CHOICE", tmp_path / "choice")
+    monkeypatch.setattr(claim, "OWNER", tmp_path / "owner.json")
     monkeypatch.setattr(clusters, "GPU_COUNT", tmp_path / "gpus")
     for name in ("CLUSTER", "GPUS", "KUBECONFIG"):
         monkeypatch.delenv(name, raising=False)
@@ -54,6 +57,12 @@ def test_without_a_docker_engine_the_cluster_is_local(state: Path, monkeypatch: 
     assert clusters.choose() == "local"
     (state / "docker").write_text("#!/bin/sh\nexit 0\n")
     assert clusters.choose() == "kind"
+
+
+def test_a_local_cluster_that_never_came_up_is_still_the_choice(state: Path) -> None:
+    claim.OWNER.write_text(json.dumps({"state": str(STATE), "boot": boot_id()}))
+    assert not (state / "choice").exists()
+    assert clusters.choose() == "local"
 
 
 @pytest.mark.usefixtures("state")
@@ -101,6 +110,24 @@ def test_a_gpu_patch_escapes_the_name() -> None:
         "/status/allocatable/nvidia.com~1gpu",
     ]
     assert {x["value"] for x in operations} == {"3"}
+
+
+@pytest.mark.parametrize(
+    ("status", "heartbeat", "ready"),
+    [
+        ("True", "2026-11-22T10:00:00Z", True),
+        ("True", "2026-11-22T09:59:59Z", False),
+        ("False", "2026-11-22T10:00:00Z", False),
+    ],
+)
+def test_a_node_is_ready_by_word_of_its_present_kubelet(status: str, heartbeat: str, *, ready: bool) -> None:
+    conditions = [
+        {"type": "DiskPressure", "status": "False"},
+        {"type": "Ready", "status": status, "lastHeartbeatTime": heartbeat},
+    ]
+    since = calendar.timegm((2026, 11, 22, 10, 0, 0))
+    assert kubectl.is_ready({"status": {"conditions": conditions}}, since) is ready
+    assert not kubectl.is_ready({"status": {}})
 
 
 def test_a_fake_node_takes_only_pods_that_tolerate_it() -> None:

@@ -65,6 +65,7 @@ env:
   {{- end }}
 startupProbe:
   httpGet: {path: /livez, port: metrics}
+  initialDelaySeconds: 2
   periodSeconds: 1
   failureThreshold: 60
 livenessProbe:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 import clusters
+import config
 from console import say
-from shell import DriverError
+from shell import DriverError, add_no_proxy
 
 EPILOG = """environment:
   CLUSTER            existing, kind or local (default: kind where a Docker engine answers, else local)
@@ -41,8 +43,8 @@ def parser() -> argparse.ArgumentParser:
     load.add_argument("archive", type=Path)
     load.set_defaults(act=lambda given: clusters.load(given.archive))
     gpus = commands.add_parser("gpus", help="change how many GPUs the node pretends to have")
-    gpus.add_argument("count", type=int, choices=range(clusters.MAX_GPUS + 1), metavar="N")
-    gpus.set_defaults(act=lambda given: clusters.set_gpu_count(given.count))
+    gpus.add_argument("count", metavar="N")
+    gpus.set_defaults(act=lambda given: clusters.set_gpu_count(clusters.gpu_number(given.count, "gpus ")))
     add_kwok(commands)
     images = commands.add_parser("images", help="build the images", add_help=False)
     images.add_argument("arguments", nargs=argparse.REMAINDER)
@@ -92,10 +94,13 @@ def run_demo() -> None:
 
 def main() -> None:
     given = parser().parse_args()
+    add_no_proxy(config.DIRECT)
     try:
         given.act(given)
     except DriverError as error:
         sys.exit(f"\n{error}")
+    except BrokenPipeError:  # a reader such as `head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         sys.exit("\nInterrupted. Run the same again to go on; cleaning up: make cluster-down")
 

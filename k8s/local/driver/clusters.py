@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+import claim
 import existing
 import kind
 import local
@@ -51,14 +52,20 @@ def choose() -> str:
         return named
     if CHOICE.exists():
         return CHOICE.read_text().strip()
+    if claim.owner() == STATE:  # of a first `up` that was killed half-way
+        return "local"
     return "kind" if find("docker") and succeeds(["docker", "info"]) else "local"
 
 
 def gpu_count() -> int:
     """GPUS if set, else what `gpus N` asked for last, else 2: one model, and room for its next revision."""
     text = os.environ.get("GPUS") or (GPU_COUNT.read_text() if GPU_COUNT.exists() else "2")
+    return gpu_number(text, "GPUS=")
+
+
+def gpu_number(text: str, source: str) -> int:
     if not text.isdecimal() or int(text) > MAX_GPUS:
-        raise DriverError(f"GPUS={text} is not a whole number from 0 to {MAX_GPUS}")
+        raise DriverError(f"{source}{text} is not a whole number from 0 to {MAX_GPUS}")
     return int(text)
 
 
@@ -69,8 +76,9 @@ def up(*, images: bool = False) -> None:
     name = choose()
     say(f"Cluster: {REASONS[name]}")
     provider(name).up(gpu_count())
-    STATE.mkdir(exist_ok=True)
-    CHOICE.write_text(name)
+    if name != "existing":  # which is nobody's to take down, and must not hide a cluster that is
+        STATE.mkdir(exist_ok=True)
+        CHOICE.write_text(name)
     if images:
         load_images(name)
 

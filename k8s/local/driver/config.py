@@ -25,6 +25,7 @@ DOMAIN = "cluster.local"
 API_URL = f"https://{NODE_IP}:6443"
 ETCD_URL = f"https://{NODE_IP}:2379"
 PAUSE_IMAGE = "docker.io/vllm-fleet/pause:0.1.0"
+DIRECT = f"{POD_SUBNET},{SERVICE_SUBNET},.{DOMAIN},.svc"  # addresses that are no business of a proxy
 GPU_LABELS = {"nvidia.com/gpu.present": "true", "nvidia.com/gpu.product": "NVIDIA-FAKE"}
 
 CERTIFICATES = (
@@ -45,6 +46,14 @@ CERTIFICATES = (
     Certificate("coredns", "system:coredns"),
     Certificate("admin", "admin", ("system:masters",)),
 )
+HEALTH = {
+    "kube-apiserver": f"{API_URL}/readyz",
+    "kube-controller-manager": f"https://{NODE_IP}:10257/healthz",
+    "kube-scheduler": f"https://{NODE_IP}:10259/healthz",
+    "kube-proxy": f"http://{NODE_IP}:10256/healthz",
+    "coredns": f"http://{NODE_IP}:8181/ready",
+    "kubelet": f"http://{NODE_IP}:10248/healthz",
+}
 CLIENTS = ("kubelet", "controller-manager", "scheduler", "kube-proxy", "coredns")
 
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from shell import DriverError, find, output, succeeds
@@ -117,12 +118,12 @@ def pod_cgroups() -> list[Path]:
 
 
 def pod_processes() -> set[int]:
-    return {
-        int(pid)
-        for cgroup in pod_cgroups()
-        for path in cgroup.rglob("cgroup.procs")
-        for pid in path.read_text().split()
-    }
+    found: set[int] = set()
+    for cgroup in pod_cgroups():
+        for path in cgroup.rglob("cgroup.procs"):
+            with suppress(OSError):  # the cgroup is gone by now, and its processes with it
+                found.update(map(int, path.read_text().split()))
+    return found
 
 
 def remove_pod_cgroups() -> None:
@@ -137,16 +138,27 @@ def remove_pod_cgroups() -> None:
             kill(pid)
         time.sleep(0.1)
     for cgroup in pod_cgroups():
-        for path in sorted((x for x in cgroup.rglob("*") if x.is_dir()), reverse=True):
+        for path in sorted((x for x in (cgroup, *cgroup.rglob("*")) if x.is_dir()), reverse=True):
+            remove_cgroup(path)
+
+
+def remove_cgroup(path: Path) -> None:
+    """Removes an empty cgroup; the kernel takes a moment to let go of processes that have just ended."""
+    for _ in range(50):
+        try:
             path.rmdir()
-        cgroup.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    raise DriverError(f"cgroup {path} cannot be removed; what is in it: cat {path}/cgroup.procs")
 
 
 def kill(pid: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
 
 
 def remove_cni_notes(state: Path) -> None:

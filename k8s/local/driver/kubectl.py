@@ -33,9 +33,15 @@ class Kubectl:
         return [str(self.program), f"--kubeconfig={self.kubeconfig}"]
 
 
-def is_ready(node: Any) -> bool:
-    conditions = {x["type"]: x["status"] for x in node.get("status", {}).get("conditions", [])}
-    return conditions.get("Ready") == "True"
+def is_ready(node: Any, since: float = 0) -> bool:
+    """Whether the node's kubelet has called it ready, at `since` (seconds since 1970) or later."""
+    earliest = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(since))
+    return any(
+        condition["type"] == "Ready"
+        and condition["status"] == "True"
+        and condition["lastHeartbeatTime"] >= earliest
+        for condition in node["status"].get("conditions", [])
+    )
 
 
 def real_nodes(kubectl: Kubectl) -> list[Any]:
@@ -44,11 +50,11 @@ def real_nodes(kubectl: Kubectl) -> list[Any]:
     return [x for x in nodes if not any(t["effect"] == "NoSchedule" for t in x["spec"].get("taints", []))]
 
 
-def wait_ready(kubectl: Kubectl, seconds: float = READY_SECONDS) -> list[str]:
-    """Waits for a node that is ready and takes pods; returns the names of such nodes."""
+def wait_ready(kubectl: Kubectl, since: float = 0, seconds: float = READY_SECONDS) -> list[str]:
+    """Waits for a node that is ready (see `is_ready`) and takes pods; returns the names of such nodes."""
     deadline = time.monotonic() + seconds
     while True:
-        names = [node["metadata"]["name"] for node in real_nodes(kubectl) if is_ready(node)]
+        names = [node["metadata"]["name"] for node in real_nodes(kubectl) if is_ready(node, since)]
         if names:
             return names
         if time.monotonic() > deadline:

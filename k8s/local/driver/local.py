@@ -20,13 +20,15 @@ import network
 import tools
 from config import API_URL, NODE
 from console import say, step
+from health import is_healthy
 from kubectl import Kubectl, gpus, set_gpus, wait_ready
 from paths import BIN, KUBECONFIG, LOGS, RUNTIME, STATE, cache
 from pki import Authority
-from process import resident_bytes
+from process import Supervisor, resident_bytes
 from shell import DriverError, debian_packages, find, lock
 
 LOG = LOGS / "driver.log"
+HEALTHY_SECONDS = 60.0
 MARKER = STATE / "complete"
 BEFORE = RUNTIME / "before.json"
 PROGRAMS = (golang.KUBERNETES, golang.ETCD, golang.COREDNS, golang.HELM, golang.PAUSE)
@@ -58,9 +60,12 @@ def up(count: int) -> None:
             with step("clean up what an earlier run left behind"):
                 clean()
         prepare()
-        start()
+        began = time.time()
+        new_kubelet = start()
         with step("node is Ready") as work:
-            wait_ready(kubectl)
+            wait_ready(
+                kubectl, since=began if new_kubelet else 0
+            )  # a kubelet sets foreign resources to 0 once
             set_gpus(kubectl, NODE, count)
             work.note = f"{count} nvidia.com/gpu (pretended)"
         MARKER.touch()
@@ -84,17 +89,22 @@ def status() -> None:
     if claim.owner() != STATE:
         other = f" Another clone's does: {claim.owner()}." if claim.owner() else ""
         raise DriverError(f"No cluster of this clone runs.{other} Start one: make cluster")
-    for name in programs.names():
-        identity = programs.find(name)
-        state = (
-            f"pid {identity.pid:<8} {resident_bytes(identity.pid) / 2**20:5.0f} MiB"
-            if identity
-            else "NOT RUNNING"
-        )
-        say(f"  {name:<24} {state}")
+    bad = [name for name in dict.fromkeys((*STARTED, *programs.names())) if not report(programs, name)]
+    if bad:
+        raise DriverError(f"not healthy: {', '.join(bad)}. To start what is missing: make cluster")
     say(kubectl("get", "nodes", "-o", "wide").rstrip())
     say(f"  nvidia.com/gpu: {gpus(kubectl.get('node', NODE))}")
     say(f"  export KUBECONFIG={KUBECONFIG} PATH={BIN}:$PATH")
+
+
+def report(programs: Supervisor, name: str) -> bool:
+    """Prints a line on a program; False if it is not well."""
+    identity = programs.find(name)
+    healthy = bool(identity) and is_healthy(name)
+    state = "healthy" if healthy else "NOT HEALTHY" if identity else "NOT RUNNING"
+    memory = resident_bytes(identity.pid) / 2**20 if identity else 0
+    say(f"  {name:<24} {state:<12} {memory:5.0f} MiB  {programs.log(name)}")
+    return healthy
 
 
 def kubeconfig() -> Path:
@@ -196,7 +206,8 @@ def write(path: Path, text: str, mode: int = 0o644) -> bool:
     return True
 
 
-def start() -> None:
+def start() -> bool:
+    """Starts what does not run; True if the kubelet was among it."""
     files = config.files(layout(), api_qps(), Path("/etc/resolv.conf").read_text())
     programs = {
         name: (command, files.get(name, {}))
@@ -207,16 +218,22 @@ def start() -> None:
     with step("control plane"):
         for name in ("etcd", "kube-apiserver"):
             start_program(name, *programs.pop(name))
-        claim.supervisor().wait("kube-apiserver", lambda: kubectl.succeeds("get", "--raw=/readyz"), 60)
+        wait_healthy("kube-apiserver")
         apply(config.objects())
-        for name, (command, texts) in programs.items():
-            start_program(name, command, texts)
+        started = {name for name, (command, texts) in programs.items() if start_program(name, command, texts)}
+        for name in programs:
+            wait_healthy(name)
+    return "kubelet" in started
 
 
-def start_program(name: str, command: list[str], texts: dict[Path, str]) -> None:
+def wait_healthy(name: str) -> None:
+    claim.supervisor().wait(name, lambda: is_healthy(name), HEALTHY_SECONDS)
+
+
+def start_program(name: str, command: list[str], texts: dict[Path, str]) -> bool:
     changed = [write(path, text) for path, text in texts.items()]
     program = find(name) if name == "containerd" else BIN / name
-    claim.supervisor().ensure(name, [program or name, *command], restart=any(changed))
+    return claim.supervisor().ensure(name, [program or name, *command], restart=any(changed))
 
 
 def start_containerd(command: list[str], texts: dict[Path, str]) -> None:

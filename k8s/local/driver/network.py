@@ -12,9 +12,9 @@ from config import BRIDGE, BRIDGE_ADDRESS, POD_SUBNET, SERVICE_SUBNET
 from shell import find, output, succeeds
 
 NFT_TABLES = ("ip vllm-fleet", "ip kube-proxy", "ip6 kube-proxy")
-FORWARD_RULES = tuple(
-    ["FORWARD", flag, BRIDGE, "-m", "comment", "--comment", "vllm-fleet", "-j", "ACCEPT"]
-    for flag in ("-i", "-o")
+RULES = tuple(
+    [chain, flag, BRIDGE, "-m", "comment", "--comment", "vllm-fleet", "-j", "ACCEPT"]
+    for chain, flag in (("INPUT", "-i"), ("FORWARD", "-i"), ("FORWARD", "-o"))
 )
 MASQUERADE = f"""
 table ip vllm-fleet
@@ -36,29 +36,26 @@ def make_bridge() -> None:
     output([ip, "address", "replace", BRIDGE_ADDRESS, "dev", BRIDGE])
     output([ip, "link", "set", BRIDGE, "up"])
     output([find("nft") or "nft", "-f", "-"], text=MASQUERADE)
-    allow_forwarding()
+    pass_firewall()
 
 
 def bridge_exists() -> bool:
     return Path("/sys/class/net", BRIDGE).exists()
 
 
-def allow_forwarding() -> None:
-    """Lets pods through a firewall that drops forwarded packets by default, as Docker sets it up; touches
-    no other.
-    """
+def pass_firewall() -> None:
+    """Lets pods through a firewall that drops by default, as ufw and Docker set it up; touches no other."""
     iptables = find("iptables")
-    if not iptables or "-P FORWARD DROP" not in output([iptables, "-S", "FORWARD"]):
-        return
-    for rule in FORWARD_RULES:
-        if not succeeds([iptables, "-C", *rule]):
-            output([iptables, "-I", *rule])
+    listing = output([iptables, "-S"]) if iptables else ""
+    for rule in RULES:
+        if f"-P {rule[0]} DROP" in listing and not succeeds([iptables or "", "-C", *rule]):
+            output([iptables or "", "-I", *rule])
 
 
 def remove() -> None:
     iptables, nft, ip = find("iptables"), find("nft"), find("ip") or "ip"
-    if iptables and "vllm-fleet" in output([iptables, "-S", "FORWARD"]):
-        for rule in FORWARD_RULES:
+    if iptables and "vllm-fleet" in output([iptables, "-S"]):
+        for rule in RULES:
             succeeds([iptables, "-D", *rule])
     tables = output([nft, "list", "tables"]) if nft else ""
     for table in NFT_TABLES:

@@ -99,6 +99,12 @@ def debian_packages(commands: Mapping[str, str], log: Path) -> None:
     run(["apt-get", *wait, "install", "-q", "-y", "--no-install-recommends", *missing], log, env=env)
 
 
+def add_no_proxy(addresses: str) -> None:
+    """Keeps this process and all that it starts from asking a proxy for these addresses (comma-separated)."""
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), addresses)))
+
+
 def find(command: str) -> str | None:
     return shutil.which(command, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
 

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import kopf
 from kubernetes.aio.client import Configuration
@@ -114,6 +114,8 @@ class ModelWatch:
             registry=make_registry(sink, self._connection),
             settings=make_settings(),
             standalone=True,
+            # Else kopf asks for the user's name, and uid 65532 has none in the image.
+            identity=cast("Any", names.FIELD_MANAGER),
             stop_flag=stop,
             **scope,
         )

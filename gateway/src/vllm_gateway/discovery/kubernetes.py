@@ -82,7 +82,8 @@ class KubeApi:
             if _in_cluster():
                 config.load_incluster_config(client_configuration=configuration)
             else:
-                await config.load_kube_config(client_configuration=configuration)
+                # By name, since the client reads the variable only once, when it is imported.
+                await config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=configuration)
             self._client = ApiClient(configuration)
             self._client.user_agent = f"vllm-gateway/{__version__}"
         return self._client

@@ -142,9 +142,9 @@ class Connection(asyncio.Protocol):
     def _read_head(self, data: bytes) -> None:
         self._buffer += data
         end = self._buffer.find(b"\r\n\r\n")
-        if end < 0:
-            if len(self._buffer) > MAX_HEAD_BYTES:
-                self._fail(UpstreamFailure("bad_response", "the head of the response is too long"))
+        if (end if end >= 0 else len(self._buffer)) > MAX_HEAD_BYTES:
+            self._fail(UpstreamFailure("bad_response", "the head of the response is too long"))
+        if end < 0 or self._failure is not None:
             return
         raw, self._buffer = self._buffer[: end + 4], self._buffer[end + 4 :]
         try:

@@ -177,21 +177,19 @@ class ChatStream:
         if chunk.get("error"):
             return self._failed_in_band(chunk["error"])
         self._read_usage(chunk.get("usage"))
-        return b"".join(self._tokens(chunk.get("choices") or []))
+        return b"".join(self._tokens(chunk.get("choices")))
 
-    def _tokens(self, choices: list[Any]) -> Iterator[bytes]:
-        for choice in choices[:1]:
-            delta = choice.get("delta") or {}
-            reasoning = delta.get("reasoning") or delta.get("reasoning_content") or ""
-            yield from text_events("reasoning", reasoning)
-            yield from text_events("token", delta.get("content") or "")
-            reason = choice.get("finish_reason")
-            if reason is not None:
-                self.account.finish_reason = reason
-            if reason == "abort":
-                yield self._failed_in_band(
-                    {"message": "The engine stopped before the answer was complete."}, "abort"
-                )
+    def _tokens(self, choices: object) -> Iterator[bytes]:
+        choice = _mapping(choices[0]) if isinstance(choices, list) and choices else {}
+        delta = _mapping(choice.get("delta"))
+        yield from text_events("reasoning", _text(delta.get("reasoning") or delta.get("reasoning_content")))
+        yield from text_events("token", _text(delta.get("content")))
+        reason = _text(choice.get("finish_reason"))
+        if reason:
+            self.account.finish_reason = reason
+        if reason == "abort":
+            message = "The engine stopped before the answer was complete."
+            yield self._failed_in_band({"message": message}, "abort")
 
     def _failed_in_band(self, error: object, label: str = "in_band_error") -> bytes:
         self.account.failure = label
@@ -208,6 +206,14 @@ class ChatStream:
 def usage_of(account: Account) -> dict[str, int]:
     prompt, completion = account.prompt_tokens, account.completion_tokens
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _clipped(error: dict[str, Any]) -> dict[str, Any]:

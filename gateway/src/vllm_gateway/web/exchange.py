@@ -96,7 +96,7 @@ class Exchange:
         headers: Headers = [] if error.allow is None else [(b"allow", error.allow.encode())]
         if error.retry_after is not None:
             headers.append((b"retry-after", b"%d" % error.retry_after))
-        if self._unread:
+        if self._unread and error.status != 408:  # that one has had its time
             await self._discard()
         if self._unread:
             headers.append((b"connection", b"close"))

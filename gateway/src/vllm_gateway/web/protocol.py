@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import re
 import socket
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -20,6 +21,7 @@ from vllm_gateway.errors import GatewayError, openai_error
 from vllm_gateway.settings import RequestLimits
 
 _LINGER_SECONDS = 1.0
+_UPGRADE = re.compile(rb"\r\nupgrade(\s*:)", re.IGNORECASE)
 EXTENSION = "vllm_gateway.connection"
 
 
@@ -85,6 +87,8 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._refusal is not None:
             return
         in_head = self._in_head
+        if b"pgrade" in data and (in_head or self.cycle is None or not self.cycle.more_body):
+            data = _without_upgrade(data)
         super().data_received(data)
         if in_head and self._in_head:  # a head over several reads: the parser holds what it has not reported
             self._head_bytes += len(data)
@@ -111,9 +115,10 @@ class GatewayProtocol(HttpToolsProtocol):
         if size > self._limits.header_bytes or len(self.headers) > self._limits.header_count:
             self._refusal = _head_too_large(self._limits)
             raise _Refused
+        if self.parser.should_upgrade():
+            self._refusal = GatewayError(400, "upgrade_not_supported", "Connections are not upgraded here.")
+            raise _Refused
         super().on_headers_complete()
-        if self.parser.should_upgrade():  # to h2c, say: it is not done, and the parser stops at it
-            self.cycle.keep_alive = False
         self.scope["extensions"] = {EXTENSION: cast("dict[object, object]", Raw(self, self.cycle))}
 
     def send_400_response(self, msg: str) -> None:
@@ -140,9 +145,6 @@ class GatewayProtocol(HttpToolsProtocol):
         cycle: RequestResponseCycle | None = self.cycle
         return cycle is None or cycle.response_complete or not (cycle.response_started or self.pipeline)
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """Said to nobody: a Java client offers h2c with each request."""
-
     def _arm_head_timer(self) -> None:
         self._head_timer = self.loop.call_later(self._limits.header_timeout, self._head_too_slow)
 
@@ -167,6 +169,16 @@ class _Refused(Exception):
 def protocol_factory(limits: RequestLimits, write_stall: float) -> type[asyncio.Protocol]:
     """What uvicorn's `http` setting takes: it calls it with keywords for each connection."""
     return cast("type[asyncio.Protocol]", functools.partial(GatewayProtocol, limits, write_stall))
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """Renames an offer to upgrade, since httptools loses the body of a request that has one.
+
+    A server may ignore an offer (RFC 9110, 7.8), and Java's HTTP client offers h2c with each request. An
+    offer that is cut by the end of a read is refused instead.
+    """
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return b"".join((_UPGRADE.sub(rb"\r\nx-grade\1", head), end, rest))
 
 
 def _head_too_large(limits: RequestLimits) -> GatewayError:

@@ -185,7 +185,11 @@ def _add_rules(schema: Json, model: type[BaseModel]) -> None:
         inner = section_of(field.annotation)
         if inner is not None:
             node = schema["properties"][str(field.alias)]
-            _add_rules(node.get("items", node), inner)
+            while "properties" not in node and (
+                inside := node.get("items", node.get("additionalProperties"))
+            ):
+                node = inside  # lists and maps of sections, however deep
+            _add_rules(node, inner)
     if issubclass(model, Section) and model.rules:
         schema["x-kubernetes-validations"] = [_validation(rule) for rule in model.rules]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from vllm_operator import names
 from vllm_operator.api.flags import extra_args_problems
 from vllm_operator.api.status import Status
 from vllm_operator.api.v1alpha1 import Metadata, VLLMModel
-from vllm_operator.api.values import Section
+from vllm_operator.api.values import DURATION_PATTERN, Section
 from vllm_operator.errors import Problem, SpecError, clip
 
 _JSON_TYPES = {
@@ -25,6 +26,7 @@ _JSON_TYPES = {
     int: "an integer",
     float: "a number",
 }
+_FORMS = {DURATION_PATTERN: "must be a duration such as 90s, 30m or 1h30m"}
 _WANTED = {
     "string_type": "a string",
     "int_type": "an integer",
@@ -114,12 +116,14 @@ def _advice(detail: ErrorDetails) -> str:
         "missing": "is required",
         "extra_forbidden": f"is no field{_did_you_mean(detail['loc'])}" if kind == "extra_forbidden" else "",
         "literal_error": f"must be one of {context.get('expected')}",
-        "string_pattern_mismatch": f"must match {context.get('pattern')}",
+        "string_pattern_mismatch": _FORMS.get(
+            context.get("pattern", ""), f"must match {context.get('pattern')}"
+        ),
         "value_error": clip(str(context.get("error"))),
     }
     if kind in _WANTED:
         return f"must be {_WANTED[kind]}, not {_JSON_TYPES.get(type(detail['input']), 'this')}"
-    return messages.get(kind) or clip(detail["msg"][:1].lower() + detail["msg"][1:])
+    return messages.get(kind) or clip(re.sub("^(Input|String|Tuple|Mapping) should", "must", detail["msg"]))
 
 
 def _did_you_mean(loc: tuple[int | str, ...]) -> str:

@@ -1,7 +1,7 @@
 """Base class, rules and scalar types that the API's models are made of.
 
 A `Rule` is said twice, as CEL for the API server and as a predicate for `parse`, side by side; one table of
-invalid objects (tests/operator/invalid_models.py) runs through both, so that they cannot drift apart.
+invalid objects (tests/operator/invalid_models.yaml) runs through both, so that they cannot drift apart.
 There are no schema defaults: a stored object keeps what a person wrote, and a default can be bettered later.
 """
 

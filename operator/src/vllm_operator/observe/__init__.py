@@ -139,10 +139,9 @@ def _scaled_to_zero(snapshot: Snapshot) -> _Verdict:
 
 
 def _progress(snapshot: Snapshot, alive: list[Body]) -> Finding:
-    """Of the pods that are not ready, those of the current spec are asked first."""
-    waiting = [pod for pod in alive if not is_ready(pod)]
-    current = [pod for pod in waiting if template_hash(pod) == snapshot.template_hash]
-    found = [pod_finding(pod, snapshot.gpu_resource) for pod in current or waiting]
+    """What keeps the current spec from serving. Pods of an older one are not asked: they are to go."""
+    current = [pod for pod in alive if template_hash(pod) == snapshot.template_hash]
+    found = [pod_finding(pod, snapshot.gpu_resource) for pod in current if not is_ready(pod)]
     if not found and len(snapshot.pods) > len(alive):
         draining = len(snapshot.pods) - len(alive)
         return Finding(Reason.DRAINING, f"{draining} pods end before others begin")

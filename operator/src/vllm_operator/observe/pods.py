@@ -40,8 +40,13 @@ _PULL_FAILURES = {
     "SignatureValidationFailed",
 }
 _START_FAILURES = {"CreateContainerError", "RunContainerError", "CreateContainerConfigError", "StartError"}
+# The kubelet says the same again behind a prefix while it waits: one text, or the status would flip for ever.
+_BACK_OFF = re.compile(r"^(Back-off pulling image \"[^\"]*\": )?(ErrImagePull: )?")
 _MISSING = re.compile(r"(secret|configmap) \"[^\"]*\" not found|couldn't find key", re.IGNORECASE)
-_NO_MEMORY = re.compile(r"out of memory|OutOfMemoryError|OOM", re.IGNORECASE)
+# Also when the weights leave no room for the KV cache: the same fields mend it.
+_NO_MEMORY = re.compile(
+    r"out of memory|OutOfMemoryError|\bOOM\b|No available memory|available KV cache memory", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,7 @@ def _container_finding(container: Body) -> Finding | None:
 def _waiting(waiting: Body) -> Finding | None:
     why, message = waiting.get("reason", ""), clip(scrub(waiting.get("message") or ""), 600)
     if why in _PULL_FAILURES:
-        return Finding(Reason.IMAGE_PULL_FAILED, f"{why}: {message}" if message else why)
+        return Finding(Reason.IMAGE_PULL_FAILED, _BACK_OFF.sub("", message) or why)
     if why in _START_FAILURES:
         missing = why == "CreateContainerConfigError" and _MISSING.search(message)
         return Finding(Reason.MISSING_SECRET if missing else Reason.ENGINE_ERROR, f"{why}: {message}")

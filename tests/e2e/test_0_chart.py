@@ -1,0 +1,66 @@
+"""The chart and the examples before a real API server and a real helm.
+
+Proves: whatever the matrix of values renders, the API server accepts strictly and Pod Security "restricted"
+has nothing to warn of; the library that the offline tests render with gives what the helm command gives;
+k8s/install.yaml and k8s/kustomization.yaml are accepted; every example passes the definition's schema and
+rules.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import cluster
+import pytest
+import yaml
+
+import helm
+
+pytestmark = pytest.mark.e2e
+NAMESPACE = "vllm-fleet-chart"
+MATRIX = yaml.safe_load((cluster.ROOT / "tests" / "chart" / "matrix.yaml").read_text())
+DRY_RUN = ("apply", "--dry-run=server", "--server-side", "--force-conflicts", "--validate=strict")
+
+
+@pytest.fixture(scope="module")
+def namespace(release: None) -> Iterator[str]:
+    labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
+    metadata = {"name": NAMESPACE, "labels": labels}
+    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+    yield NAMESPACE
+    cluster.delete("namespace", NAMESPACE, "default", "--wait=false")
+
+
+def in_order(text: str) -> list[str]:
+    return sorted(json.dumps(manifest, sort_keys=True) for manifest in helm.manifests(text))
+
+
+@pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX.keys())
+def test_the_api_server_accepts_what_is_rendered(namespace: str, values: dict[str, Any]) -> None:
+    here = values | ({"watchNamespaces": [namespace]} if values.get("watchNamespaces") else {})
+    release = helm.Release(name="matrix", namespace=namespace, kube_version="v1.37.0")
+    text = helm.binary_helm(helm.find_binary()).template(here, release)
+    assert in_order(text) == in_order(helm.library_helm().template(here, release))
+    # The monitors' definitions are the Prometheus Operator's, which need not be here.
+    known = [manifest for manifest in helm.manifests(text) if not manifest["kind"].endswith("Monitor")]
+    listed = {"apiVersion": "v1", "kind": "List", "items": known}
+    done = cluster.run(cluster.tool("kubectl"), *DRY_RUN, "-f", "-", stdin=json.dumps(listed))
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) == len(known)
+
+
+def test_the_api_server_accepts_the_plain_manifests(release: None) -> None:
+    kustomization = str(cluster.ROOT / "k8s")
+    out = cluster.kubectl(*DRY_RUN, "-k", kustomization)
+    documents = helm.manifests((cluster.ROOT / "k8s" / "install.yaml").read_text())
+    assert len(out.splitlines()) == len(documents)
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in cluster.EXAMPLES.glob("*.yaml")))
+def test_the_api_server_accepts_the_example(namespace: str, file: str) -> None:
+    path = str(cluster.EXAMPLES / file)
+    done = cluster.run(cluster.tool("kubectl"), "-n", namespace, *DRY_RUN, "-f", path)
+    assert "serverside-applied (server dry run)" in done.stdout
+    assert done.stderr == ""

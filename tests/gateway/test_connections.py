@@ -1,0 +1,179 @@
+"""The traps of writing below ASGI on uvicorn 0.54, and what plain HTTP clients may do.
+
+Proves: pipelined requests are answered in order and never into each other; HTTP/1.0 gets an unframed body;
+HEAD gets no body; `connection: close` is honoured; a task that is cancelled writes no second head; a caller
+that pipelined and then left frees its engine; an offer of h2c does no harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import engine as fake
+from engine import DONE, ROLE, FakeEngine, chat_events, token
+from http_caller import Caller, ask, get
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+UNARY = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+WHOLE = b"".join(chat_events(["Hel", "lo", "!"], with_usage=False))
+
+
+async def until(condition: Any, seconds: float = 2.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_a_request_pipelined_during_a_stream_is_answered_after_it(gateway: Any) -> None:
+    async with FakeEngine(fake.stream(delay=0.02)) as engine, gateway(engine) as running:
+        async with await Caller.connect(running.port) as caller:
+            caller.send("/v1/chat/completions", CHAT, headers={"x-request-id": "one"})
+            caller.send("/v1/chat/completions", UNARY, headers={"x-request-id": "two"})
+            caller.send("/health", method="GET", headers={"x-request-id": "three"})
+            caller.send("/chat/stream", {"message": "x"}, headers={"x-request-id": "four"})
+            answers = [await caller.answer() for _ in range(4)]
+        assert [answer.headers["x-request-id"] for answer in answers] == ["one", "two", "three", "four"]
+        assert answers[0].body == WHOLE
+        assert answers[1].json()["choices"][0]["message"]["content"] == "Hello!"
+        assert answers[3].body.endswith(b"}\n\n")
+        await running.settled()
+
+
+async def test_a_caller_that_pipelines_during_a_stream_and_leaves_frees_the_engine(gateway: Any) -> None:
+    script = fake.forever(token("a"), first=[ROLE], every=0.005)
+    async with FakeEngine(script) as engine, gateway(engine) as running:
+        async with await Caller.connect(running.port) as caller:
+            caller.send("/v1/chat/completions", CHAT)
+            await caller.head()
+            caller.send("/v1/chat/completions", CHAT)
+            await caller.chunk()
+            caller.reset()
+            await until(lambda: engine.active == 0 and not running.in_flight)
+        await running.settled()
+        assert len(engine.seen) == 1
+
+
+async def test_many_small_streams_pipelined_at_once(gateway: Any) -> None:
+    async with FakeEngine() as engine, gateway(engine) as running:
+        async with await Caller.connect(running.port) as caller:
+            for _ in range(20):
+                caller.send("/v1/chat/completions", CHAT)
+            assert {(await caller.answer()).body for _ in range(20)} == {WHOLE}
+        await running.settled()
+
+
+async def test_an_http_1_0_caller_gets_the_bare_events_and_the_end_of_the_connection(raw_gateway: Any) -> None:
+    async with FakeEngine() as engine, raw_gateway(engine) as running:
+        answer = await ask(running.port, "/v1/chat/completions", CHAT, version="1.0")
+        assert "transfer-encoding" not in answer.headers
+        assert answer.headers["connection"] == "close"
+        assert answer.body == WHOLE
+        answer = await ask(running.port, "/chat", {"message": "x"}, version="1.0")
+        assert answer.json()["response"] == "Hello!"
+
+
+async def test_connection_close_is_honoured(gateway: Any) -> None:
+    async with FakeEngine() as engine, gateway(engine) as running:
+        for path, body in (("/v1/chat/completions", CHAT), ("/chat", {"message": "x"})):
+            async with await Caller.connect(running.port) as caller:
+                caller.send(path, body, headers={"connection": "close"})
+                answer = await caller.answer()
+                assert (answer.status, answer.headers["connection"]) == (200, "close")
+                assert await asyncio.wait_for(caller.reader.read(), 2) == b""
+
+
+async def test_head_has_the_heads_of_get_and_no_body(gateway: Any) -> None:
+    async with FakeEngine() as engine, gateway(engine) as running:
+        async with await Caller.connect(running.port) as caller:
+            for path in ("/health", "/models"):
+                caller.send(path, method="HEAD")
+                head = await caller.head()
+                assert head.status == 200
+                assert int(head.headers["content-length"]) > 0
+            caller.send("/chat/stream", method="HEAD")
+            head = await caller.head()
+            assert head.status == 405
+
+
+async def test_an_offer_of_h2c_is_ignored(raw_gateway: Any) -> None:
+    offer = {"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c", "http2-settings": "AAMAAABkAAQ"}
+    async with FakeEngine() as engine, raw_gateway(engine) as running:
+        answer = await ask(running.port, "/v1/chat/completions", CHAT, headers=offer)
+        assert answer.body == WHOLE
+
+
+async def test_expect_100_continue_is_answered_before_the_body(gateway: Any) -> None:
+    async with FakeEngine() as engine, gateway(engine) as running:
+        async with await Caller.connect(running.port) as caller:
+            caller.send("/chat", headers={"content-length": "16", "expect": "100-continue"})
+            assert (await caller.head()).status == 100
+            caller.raw(b'{"message": "x"}')
+            assert (await caller.answer()).status == 200
+
+
+async def test_a_large_body_that_arrives_in_pieces_reaches_the_engine_unchanged(gateway: Any) -> None:
+    body = b'{"model":"m","messages":[{"role":"user","content":"%s"}]}' % (b"x" * 3_000_000)
+    async with FakeEngine() as engine, gateway(engine) as running:
+        async with await Caller.connect(running.port) as caller:
+            caller.send("/v1/chat/completions", headers={"content-length": str(len(body))})
+            for at in range(0, len(body), 700_000):
+                caller.raw(body[at : at + 700_000])
+                await asyncio.sleep(0.005)
+            assert (await caller.answer()).status == 200
+        assert engine.seen[0].body == body
+
+
+async def test_a_stream_that_is_cancelled_before_its_head_is_out_gets_one_head(gateway: Any) -> None:
+    """The drain's deadline cancels a request that still waits for its engine."""
+    async with FakeEngine(fake.never) as engine, gateway(engine) as running:
+        async with await Caller.connect(running.port) as caller:
+            caller.send("/v1/chat/completions", CHAT)
+            await until(lambda: engine.active == 1)
+            for task in list(running.server.server_state.tasks):
+                task.cancel()
+            answer = await caller.answer()
+            assert (answer.status, answer.json()["error"]["code"]) == (503, "shutting_down")
+            await until(lambda: engine.active == 0)
+
+
+async def test_a_stream_that_is_cancelled_in_the_middle_gets_one_error_event_and_no_second_head(
+    gateway: Any,
+) -> None:
+    script = fake.forever(token("a"), first=[ROLE])
+    async with FakeEngine(script) as engine, gateway(engine) as running:
+        async with await Caller.connect(running.port) as caller:
+            caller.send("/v1/chat/completions", CHAT)
+            await caller.head()
+            await caller.chunk()
+            for task in list(running.server.server_state.tasks):
+                task.cancel()
+            body = b"".join(await caller.chunks())
+            assert body.endswith(b'"code": "shutting_down"}}\n\n' + DONE)
+            assert b"HTTP/1.1" not in body
+            await until(lambda: engine.active == 0)
+        await running.settled()
+        assert running.metric("streams_ended_total", model="m", outcome="draining") == 1
+
+
+async def test_a_caller_with_a_keep_alive_connection_can_come_back_after_an_error(gateway: Any) -> None:
+    async with FakeEngine() as engine, gateway(engine) as running:
+        async with await Caller.connect(running.port) as caller:
+            for body, status in ((b"{", 400), (CHAT | {"model": "x"}, 404), (CHAT, 200)):
+                caller.send("/v1/chat/completions", body)
+                assert (await caller.answer()).status == status
+
+
+async def test_ipv6_is_written_with_brackets(raw_gateway: Any) -> None:
+    from vllm_gateway.routing.table import Endpoint
+    from vllm_gateway.upstream.attempt import Call, request_bytes
+
+    call = Call("m", "/x", lambda _: b"", {}, "id", lambda _: 1.0, "t")
+    assert b"host: [fd00::1]:8000\r\n" in request_bytes(call, Endpoint("u", "fd00::1", 8000), b"")
+
+
+async def test_get_routes_pass_cors_and_request_id(gateway: Any) -> None:
+    async with FakeEngine() as engine, gateway(engine) as running:
+        answer = await get(running.port, "/models", origin="https://a.example", x_request_id="r1")
+        assert answer.headers["access-control-allow-origin"] == "*"
+        assert answer.headers["x-request-id"] == "r1"

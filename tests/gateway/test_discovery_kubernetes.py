@@ -1,0 +1,345 @@
+"""Models from a Kubernetes API, through the official client, against a fake API server over a real socket.
+
+Proves: a model with ready pods is routed by its full name and its granted names; only slices of the
+endpointslice controller for the Service of that very model count; pods that terminate leave; what the
+Ready condition says is what callers read; a missed deletion heals at the next list; 410, an error event, a
+cut watch and an API that is down change nothing that is served (FACTS E18, E19); no configuration is one
+clear line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine import FakeEngine
+from http_caller import ask, get
+from kube_api import VLLM_MODELS, KubeApi, resource
+
+from vllm_gateway.discovery.kubernetes import KubernetesSource
+from vllm_gateway.discovery.objects import models_of
+from vllm_gateway.discovery.source import TableHolder
+from vllm_gateway.settings import BadSettings
+
+SLICES = resource("endpointslices")
+
+
+def model(name: str = "m", *, ready: str = "True", served: list[str] | None = None, **spec: Any) -> dict[str, Any]:
+    condition = {"type": "Ready", "status": ready, "reason": "Loading", "message": "weights: 40 %"}
+    return {
+        "apiVersion": "vllm-fleet.dev/v1alpha1",
+        "kind": "VLLMModel",
+        "metadata": {"name": name},
+        "spec": {"model": "x/y", **spec},
+        "status": {"servedNames": served if served is not None else [name], "conditions": [condition]},
+    }
+
+
+def endpoint(uid: str = "pod-1", address: str = "10.0.0.1", **conditions: bool) -> dict[str, Any]:
+    target = {"kind": "Pod", "name": uid, "uid": uid}
+    return {"addresses": [address], "conditions": {"ready": True} | conditions, "targetRef": target}
+
+
+def slice_of(body: dict[str, Any], *endpoints: dict[str, Any], service_uid: str = "s") -> dict[str, Any]:
+    model_name, uid = body["metadata"]["name"], body["metadata"]["uid"]
+    owner = {"apiVersion": "v1", "kind": "Service", "name": f"{model_name}-engine", "controller": True}
+    standard = {
+        "vllm-fleet.dev/model": model_name,
+        "vllm-fleet.dev/model-uid": uid,
+        "kubernetes.io/service-name": f"{model_name}-engine",
+        "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io",
+    }
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": f"{model_name}-engine-x",
+            "labels": standard,
+            "ownerReferences": [owner | {"uid": service_uid}],
+        },
+        "addressType": "IPv4",
+        "endpoints": list(endpoints),
+        "ports": [{"name": "http", "port": 8000, "protocol": "TCP"}],
+    }
+
+
+def add_slice(api: KubeApi, body: dict[str, Any], *endpoints: dict[str, Any], port: int = 8000) -> dict[str, Any]:
+    """As the controllers make it: a Service, and a slice that it owns."""
+    name = f"{body['metadata']['name']}-engine"
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": {}}
+    owner = api.create(resource("services"), "ns", service)
+    made = slice_of(body, *endpoints, service_uid=owner["metadata"]["uid"])
+    made["ports"][0]["port"] = port
+    return api.create(SLICES, "ns", made)
+
+
+class Cluster:
+    """A fake API and a source that watches it."""
+
+    def __init__(self, api: KubeApi, holder: TableHolder, source: KubernetesSource) -> None:
+        self.api = api
+        self.table = holder
+        self.source = source
+
+    def add_model(self, name: str = "m", namespace: str = "ns", **options: Any) -> dict[str, Any]:
+        body = model(name, **options)
+        created = self.api.create(VLLM_MODELS, namespace, body)
+        self.api.patch_status(VLLM_MODELS, namespace, name, body["status"])
+        return created
+
+    def add_slice(self, body: dict[str, Any], *endpoints: dict[str, Any], port: int = 8000) -> dict[str, Any]:
+        return add_slice(self.api, body, *endpoints, port=port)
+
+    def addresses(self, name: str) -> set[str]:
+        models = self.table().names.get(name, ())
+        return {end.host for found in models for end in found.endpoints}
+
+    async def until(self, condition: Callable[[], bool], seconds: float = 5.0) -> None:
+        async with asyncio.timeout(seconds):
+            while not condition():
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
+    async with watching(tmp_path, monkeypatch) as found:
+        yield found
+
+
+@contextlib.asynccontextmanager
+async def watching(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *namespaces: str
+) -> AsyncIterator[Cluster]:
+    async with KubeApi(bookmark_seconds=0.05) as api:
+        monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+        monkeypatch.setenv("KUBECONFIG", str(api.write_kubeconfig(tmp_path / "config")))
+        holder = TableHolder()
+        source = KubernetesSource(holder, namespaces)
+        await source.start()
+        try:
+            yield Cluster(api, holder, source)
+        finally:
+            await source.stop()
+
+
+async def test_a_ready_model_is_routed_by_its_full_name_and_its_granted_names(cluster: Cluster) -> None:
+    body = cluster.add_model(served=["short", "other"], gateway={"firstTokenTimeout": "1m30s", "weight": 20})
+    cluster.add_slice(body, endpoint(), endpoint("pod-2", "10.0.0.2"))
+    await cluster.until(lambda: cluster.addresses("ns/m") == {"10.0.0.1", "10.0.0.2"})
+    table = cluster.table()
+    assert table.complete
+    assert set(table.names) == {"ns/m", "short", "other"}
+    found = table.models["ns/m"]
+    assert (found.upstream_name, found.weight, found.limits.first_token) == ("m", 20, 90.0)
+    assert {end.id for end in found.endpoints} == {"pod-1", "pod-2"}
+
+
+async def test_a_model_that_is_not_ready_says_why(cluster: Cluster) -> None:
+    cluster.add_model(ready="False")
+    await cluster.until(lambda: "ns/m" in cluster.table().models)
+    found = cluster.table().models["ns/m"]
+    assert (found.reason, found.message, found.endpoints) == ("Loading", "weights: 40 %", ())
+
+
+async def test_a_pod_that_terminates_leaves_and_one_that_becomes_ready_joins(cluster: Cluster) -> None:
+    body = cluster.add_model()
+    made = cluster.add_slice(body, endpoint(), endpoint("pod-2", "10.0.0.2", ready=False))
+    await cluster.until(lambda: cluster.addresses("m") == {"10.0.0.1"})
+    changed = [endpoint(terminating=True), endpoint("pod-2", "10.0.0.2")]
+    cluster.api.patch(SLICES, "ns", made["metadata"]["name"], {"endpoints": changed})
+    await cluster.until(lambda: cluster.addresses("m") == {"10.0.0.2"})
+
+
+async def test_a_deleted_model_is_gone(cluster: Cluster) -> None:
+    cluster.add_model()
+    await cluster.until(lambda: "m" in cluster.table().names)
+    cluster.api.delete(VLLM_MODELS, "ns", "m")
+    await cluster.until(lambda: not cluster.table().models)
+    assert cluster.table().complete
+
+
+async def test_e18_a_deletion_that_the_watch_missed_heals_at_the_next_list(cluster: Cluster) -> None:
+    body = cluster.add_model()
+    cluster.add_slice(body, endpoint())
+    await cluster.until(lambda: cluster.addresses("m") == {"10.0.0.1"})
+    await cluster.api.stop_listening()
+    cluster.api.delete(SLICES, "ns", "m-engine-x")
+    cluster.api.compact()  # the old version is too old: 410
+    await cluster.api.start_listening()
+    await cluster.until(lambda: cluster.addresses("m") == set())
+
+
+@pytest.mark.parametrize("code", [0, 410, 500])
+async def test_e18_a_watch_that_ends_goes_on(cluster: Cluster, code: int) -> None:
+    cluster.add_model("one")
+    await cluster.until(lambda: "one" in cluster.table().names)
+    for _ in range(3):  # the official client's Watch gives up at the second 410
+        cluster.api.end_watches(code=code)
+        await asyncio.sleep(0.05)
+    cluster.add_model("two")
+    await cluster.until(lambda: {"one", "two"} <= set(cluster.table().names))
+
+
+async def test_e19_an_api_that_is_down_changes_nothing_that_is_served(cluster: Cluster) -> None:
+    body = cluster.add_model()
+    cluster.add_slice(body, endpoint())
+    await cluster.until(lambda: cluster.addresses("m") == {"10.0.0.1"})
+    await cluster.api.stop_listening()
+    await cluster.until(lambda: bool(cluster.table().notes))
+    assert cluster.addresses("m") == {"10.0.0.1"}
+    assert cluster.table().complete
+    assert "the Kubernetes API" in cluster.table().notes[0]
+    assert cluster.source.age() > 0
+    await cluster.api.start_listening()
+    await cluster.until(lambda: not cluster.table().notes)
+    cluster.add_model("two")
+    await cluster.until(lambda: "two" in cluster.table().names)
+
+
+@pytest.mark.parametrize(("code", "words"), [(403, "refuses vllmmodels"), (404, "CRD"), (500, "refuses")])
+async def test_a_refusal_is_said_and_heals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, words: str
+) -> None:
+    async with KubeApi() as api:
+        api.fault("GET", "/vllmmodels", code, message="no")
+        monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+        monkeypatch.setenv("KUBECONFIG", str(api.write_kubeconfig(tmp_path / "config")))
+        holder = TableHolder()
+        source = KubernetesSource(holder, ())
+        await source.start()
+        found = Cluster(api, holder, source)
+        try:
+            await found.until(lambda: any(words in note for note in holder().notes))
+            assert not holder().complete
+            await found.until(lambda: holder().complete and not holder().notes)
+        finally:
+            await source.stop()
+
+
+async def test_named_namespaces_alone_are_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with watching(tmp_path, monkeypatch, "a", "b") as cluster:
+        for namespace in ("a", "b", "c"):
+            cluster.add_model("m", namespace, served=[])
+        await cluster.until(lambda: set(cluster.table().models) == {"a/m", "b/m"})
+        assert not any(request.path.count("namespaces") == 0 for request in cluster.api.requests)
+
+
+async def test_long_lists_come_in_pages(cluster: Cluster) -> None:
+    for number in range(3):
+        cluster.add_model(f"m{number}")
+    await cluster.until(lambda: len(cluster.table().models) == 3)
+    lists = [request for request in cluster.api.requests if not request.query.get("watch")]
+    assert all(request.query["limit"] == "500" for request in lists)
+
+
+async def test_requests_go_to_the_pods_of_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gateway: Any
+) -> None:
+    async with KubeApi() as api, FakeEngine() as one:
+        monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+        monkeypatch.setenv("KUBECONFIG", str(api.write_kubeconfig(tmp_path / "config")))
+        async with gateway() as running:
+            await Cluster(api, running.gateway.holder, running.gateway.source).until(
+                lambda: running.gateway.holder().complete
+            )
+            body = api.create(VLLM_MODELS, "ns", model(ready="False"))
+            api.patch_status(VLLM_MODELS, "ns", "m", model(ready="False")["status"])
+            async with asyncio.timeout(5):
+                while not (await get(running.port, "/models")).json()["models"]:
+                    await asyncio.sleep(0.02)
+            chat = {"model": "m", "messages": [], "stream": True}
+            answer = await ask(running.port, "/v1/chat/completions", chat)
+            assert answer.status == 503
+            assert answer.headers["retry-after"] == "5"
+            assert answer.json()["error"]["message"] == "The model 'm' is not ready: Loading: weights: 40 %"
+            assert (await get(running.port, "/v1/models")).json()["data"][0]["id"] == "m"
+
+            add_slice(api, body, endpoint(address="127.0.0.1"), port=one.port)
+            chat["model"] = "ns/m"
+            async with asyncio.timeout(5):
+                while (await ask(running.port, "/v1/chat/completions", chat)).status != 200:
+                    await asyncio.sleep(0.02)
+            assert one.seen[-1].json()["model"] == "m"  # the engine's name for it, in place
+
+
+def test_no_configuration_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    with pytest.raises(BadSettings, match="set VLLM_URL"):
+        KubernetesSource(TableHolder(), ())
+
+
+# Which slices count: pure.
+
+BODY = model() | {"metadata": {"namespace": "ns", "name": "m", "uid": "u1"}}
+
+
+def stolen(**changes: Any) -> dict[str, Any]:
+    made = slice_of(BODY, endpoint())
+    made["metadata"]["namespace"] = "ns"
+    for key, value in changes.items():
+        made["metadata"][key] = value
+    return made
+
+
+def labelled(**labels: str) -> dict[str, Any]:
+    made = stolen()
+    made["metadata"]["labels"] |= {key.replace("__", "/").replace("_", "-"): value for key, value in labels.items()}
+    return made
+
+
+NOT_OURS = {
+    "another namespace": stolen(namespace="other"),
+    "no owner": stolen(ownerReferences=[]),
+    "owned by a Deployment": stolen(ownerReferences=[{"kind": "Deployment", "controller": True}]),
+    "owner that does not control": stolen(ownerReferences=[{"kind": "Service", "controller": False}]),
+    "another model's uid": labelled(**{"vllm-fleet.dev__model_uid": "u2"}),
+    "made by hand": labelled(**{"endpointslice.kubernetes.io__managed_by": "me"}),
+    "another service": labelled(**{"kubernetes.io__service_name": "x-engine"}),
+}
+
+
+@pytest.mark.parametrize("made", NOT_OURS.values(), ids=NOT_OURS.keys())
+def test_a_slice_that_is_not_the_models_own_is_ignored(made: dict[str, Any]) -> None:
+    assert models_of([BODY], [stolen()])[0].endpoints
+    assert not models_of([BODY], [made])[0].endpoints
+
+
+@pytest.mark.parametrize(
+    ("entry", "counts"),
+    [
+        (endpoint(), True),
+        (endpoint() | {"conditions": {}}, True),
+        (endpoint() | {"conditions": None}, True),
+        (endpoint(ready=False), False),
+        (endpoint(terminating=True), False),
+        (endpoint(ready=False, serving=True, terminating=True), False),
+        (endpoint() | {"targetRef": {"kind": "Node", "uid": "n"}}, False),
+        (endpoint() | {"targetRef": None}, False),
+        (endpoint() | {"addresses": []}, False),
+    ],
+)
+def test_which_endpoints_count(entry: dict[str, Any], counts: bool) -> None:
+    made = slice_of(BODY, entry)
+    made["metadata"]["namespace"] = "ns"
+    assert bool(models_of([BODY], [made])[0].endpoints) is counts
+
+
+def test_a_pod_in_two_slices_is_one_endpoint() -> None:
+    assert len(models_of([BODY], [stolen(name="a"), stolen(name="b")])[0].endpoints) == 1
+
+
+def test_a_slice_without_the_named_port_has_no_endpoints() -> None:
+    made = stolen()
+    made["ports"] = [{"name": "metrics", "port": 8000}]
+    assert not models_of([BODY], [made])[0].endpoints
+
+
+def test_a_model_that_the_operator_has_not_seen_says_so() -> None:
+    bare = {"metadata": {"namespace": "ns", "name": "m", "uid": "u"}, "spec": {"gateway": {"weight": "x"}}}
+    found = models_of([bare], [])[0]
+    assert (found.reason, found.served_names, found.weight) == ("Pending", (), 100)

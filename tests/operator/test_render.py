@@ -1,0 +1,223 @@
+"""`render`: for each field of the spec, a VLLMModel and the manifests that come of it.
+
+Proves: golden pairs; every field of the CRD occurs in one; every rendered flag exists in vLLM 0.32's own
+parser and takes the rendered values; what must hold for every model (owner, labels, probes within the start
+budget, a grace period above the drain, no service links, no token, dropped capabilities); the rollout's
+choice and that it stays; the pinned image; hashes that change with any field; examples render.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from vllm_models import model_body
+
+from vllm_operator import names
+from vllm_operator.api.crd import crd_manifest
+from vllm_operator.api.parsing import parse
+from vllm_operator.compare import contains
+from vllm_operator.offline import to_yaml
+from vllm_operator.render import render
+from vllm_operator.render.facts import Facts, ImagePin, LiveDeployment, Node, Taint
+from vllm_operator.settings import Settings, parse_settings
+
+Json = dict[str, Any]
+ROOT = Path(__file__).resolve().parents[1]
+INPUTS = sorted((ROOT / "golden" / "operator").glob("*.input.yaml"))
+FLAGS: Json = json.loads((ROOT / "golden" / "vllm-0.32.0-flags.json").read_text())
+
+
+def load(path: Path) -> Json:
+    body: Json = yaml.safe_load(path.read_text())
+    return body
+
+
+def deployment(facts: Facts | None = None, settings: Settings | None = None, /, **spec: Any) -> Json:
+    return render(parse(model_body(**spec)), settings or Settings(), facts or Facts())[1]
+
+
+def engine(manifest: Json) -> Json:
+    container: Json = manifest["spec"]["template"]["spec"]["containers"][0]
+    return container
+
+
+@pytest.mark.parametrize("path", INPUTS, ids=lambda path: path.name.removesuffix(".input.yaml"))
+def test_golden_pairs(path: Path, golden: Callable[[Path, str], None]) -> None:
+    output = path.with_name(path.name.replace(".input.", ".output."))
+    golden(output, to_yaml(render(parse(load(path)), Settings())))
+
+
+def test_no_golden_output_without_its_input() -> None:
+    outputs = (ROOT / "golden" / "operator").glob("*.output.yaml")
+    assert {path.name.replace(".output.", ".input.") for path in outputs} == {path.name for path in INPUTS}
+
+
+def schema_fields(schema: Json, path: str = "spec") -> Iterator[str]:
+    for name, inner in schema.get("properties", {}).items():
+        node = inner.get("items", inner)
+        yield f"{path}.{name}"
+        yield from schema_fields(node, f"{path}.{name}")
+
+
+def used_fields(value: Any, path: str = "spec") -> Iterator[str]:
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        yield f"{path}.{name}"
+        for item in inner if isinstance(inner, list) else [inner]:
+            yield from used_fields(item, f"{path}.{name}")
+
+
+def test_every_field_of_the_spec_has_a_golden_pair() -> None:
+    schema = crd_manifest()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    used = {field for path in INPUTS for field in used_fields(load(path)["spec"])}
+    assert set(schema_fields(schema)) - used == set()
+
+
+@pytest.mark.parametrize("path", INPUTS, ids=lambda path: path.name.removesuffix(".input.yaml"))
+def test_every_rendered_flag_is_one_of_vllms_and_takes_its_values(path: Path) -> None:
+    args = engine(render(parse(load(path)), Settings())[1])["args"]
+    starts = [index for index, item in enumerate(args) if item.startswith("--")]
+    for start, end in zip(starts, [*starts[1:], len(args)], strict=True):
+        flag, values = args[start], args[start + 1 : end]
+        nargs, choices = FLAGS[flag]["nargs"], FLAGS[flag]["choices"]
+        assert len(values) >= 1 if nargs == "+" else len(values) == (0 if nargs == 0 else 1), (flag, values)
+        assert not choices or set(values) <= {str(choice) for choice in choices}, (flag, values)
+
+
+@pytest.mark.parametrize("path", INPUTS, ids=lambda path: path.name.removesuffix(".input.yaml"))
+def test_what_holds_for_every_model(path: Path) -> None:
+    model = parse(load(path))
+    service, deployed = render(model, Settings())
+    for manifest in (service, deployed):
+        assert manifest["metadata"]["name"] == "m-engine"
+        assert manifest["metadata"]["ownerReferences"][0]["controller"] is True
+        assert manifest["metadata"]["labels"]["vllm-fleet.dev/model"] == "m"
+    pod = deployed["spec"]["template"]
+    assert contains(pod["metadata"]["labels"], deployed["spec"]["selector"]["matchLabels"])
+    assert contains(pod["metadata"]["labels"], service["spec"]["selector"])
+    assert pod["spec"]["enableServiceLinks"] is False
+    assert pod["spec"]["automountServiceAccountToken"] is False
+    container = engine(deployed)
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    startup = container["startupProbe"]
+    assert startup["periodSeconds"] * startup["failureThreshold"] >= model.spec.start_seconds
+    assert deployed["spec"]["progressDeadlineSeconds"] > model.spec.start_seconds
+    pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pod["spec"]["terminationGracePeriodSeconds"] > pause + model.spec.drain_seconds
+    assert {"name": "shm", "emptyDir": {"medium": "Memory"}} in pod["spec"]["volumes"]
+    variables = [item["name"] for item in container["env"]]
+    assert len(variables) == len(set(variables))
+
+
+def test_an_old_engine_gets_no_flag_that_it_does_not_know() -> None:
+    assert "--shutdown-timeout" in engine(deployment(image="vllm/vllm-openai:v0.18.0"))["args"]
+    assert "--shutdown-timeout" not in engine(deployment(image="vllm/vllm-openai:v0.17.9"))["args"]
+    assert "--shutdown-timeout" in engine(deployment(image="registry:5000/vllm:nightly"))["args"]
+
+
+def test_names_fit_at_their_longest() -> None:
+    body = model_body("a" * 45)
+    for manifest in render(parse(body), Settings()):
+        assert len(manifest["metadata"]["name"]) <= 63
+        assert all(len(value) <= 63 for value in manifest["metadata"]["labels"].values())
+
+
+# Rollouts
+
+
+def node(free: int, *taints: Taint, schedulable: bool = True, **labels: str) -> Node:
+    return Node("n", labels, taints, schedulable, {"nvidia.com/gpu": free})
+
+
+def surge(facts: Facts, **spec: Any) -> Any:
+    return deployment(facts, **spec)["spec"]["strategy"]["rollingUpdate"]["maxSurge"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "spec", "wanted"),
+    [
+        (None, {}, 0),
+        ((), {}, 0),
+        ((node(0),), {}, 0),
+        ((node(1),), {}, 1),
+        ((node(1), node(1)), {"engine": {"tensorParallelSize": 2}}, 0),
+        ((node(2),), {"engine": {"tensorParallelSize": 2}}, 1),
+        ((node(1, schedulable=False),), {}, 0),
+        ((node(1, Taint("nvidia.com/gpu", "present", "NoSchedule")),), {}, 1),
+        ((node(1, Taint("team", "a", "NoSchedule")),), {}, 0),
+        ((node(1, Taint("team", "a", "PreferNoSchedule")),), {}, 1),
+        (
+            (node(1, Taint("team", "a", "NoSchedule")),),
+            {"scheduling": {"tolerations": [{"key": "team", "value": "a"}]}},
+            1,
+        ),
+        ((node(1),), {"scheduling": {"nodeSelector": {"pool": "x"}}}, 0),
+        ((node(1, pool="x"),), {"scheduling": {"nodeSelector": {"pool": "x"}}}, 1),
+        ((node(1),), {"gpu": {"resource": "amd.com/gpu"}}, 0),
+        (None, {"gpu": {"count": 0}}, 1),
+    ],
+)
+def test_auto_surges_only_where_a_spare_pod_finds_its_gpus(
+    nodes: tuple[Node, ...] | None, spec: Json, wanted: int
+) -> None:
+    assert surge(Facts(nodes=nodes), **spec) == wanted
+
+
+def test_what_was_decided_for_a_template_stays_while_it_is_the_live_one() -> None:
+    first = deployment(Facts(nodes=(node(1),)))
+    live = LiveDeployment(
+        first["metadata"]["annotations"][names.ANNOTATION_TEMPLATE_HASH], first["spec"]["strategy"]
+    )
+    full = Facts(nodes=(node(0),), live=live)
+    assert deployment(full) == first
+    assert surge(full, engine={"maxModelLen": 9}) == 0
+    assert surge(full, replicas=3) == 1
+
+
+@pytest.mark.parametrize(
+    ("strategy", "wanted"),
+    [
+        ("Surge", {"maxSurge": 1, "maxUnavailable": 0}),
+        ("Recreate", {"maxSurge": 0, "maxUnavailable": "100%"}),
+    ],
+)
+def test_an_explicit_strategy_is_always_a_rolling_update(strategy: str, wanted: Json) -> None:
+    manifest = deployment(rollout={"strategy": strategy})
+    assert manifest["spec"]["strategy"] == {"type": "RollingUpdate", "rollingUpdate": wanted}
+
+
+# Images
+
+
+def test_a_newer_operator_keeps_the_default_image_that_a_model_runs() -> None:
+    newer = parse_settings({"images": {"cuda": "vllm/vllm-openai:v0.33.0"}}, "test")
+    pinned = Facts(pin=ImagePin("cuda", "vllm/vllm-openai:v0.32.0"))
+    assert deployment(pinned, newer) == deployment()
+    assert engine(deployment(pinned, newer, image="own:1"))["image"] == "own:1"
+    assert engine(deployment(pinned, newer, engine={"device": "cpu"}))["image"] == newer.images.cpu
+    assert engine(deployment(Facts(), newer))["image"] == "vllm/vllm-openai:v0.33.0"
+
+
+# Hashes
+
+
+def test_any_change_changes_the_hash_and_nothing_else_does() -> None:
+    def stamp(**spec: Any) -> str:
+        return str(deployment(**spec)["metadata"]["annotations"][names.ANNOTATION_HASH])
+
+    assert stamp() == stamp()
+    assert len({stamp(), stamp(replicas=2), stamp(engine={"maxModelLen": 1}), stamp(startTimeout="31m")}) == 4
+
+
+def test_the_pod_carries_the_hash_of_its_template() -> None:
+    manifest = deployment()
+    template = manifest["spec"]["template"]
+    assert template["metadata"]["annotations"] == {
+        names.ANNOTATION_TEMPLATE_HASH: manifest["metadata"]["annotations"][names.ANNOTATION_TEMPLATE_HASH]
+    }
+    scaled = deployment(replicas=5)["spec"]["template"]
+    assert scaled == template
