@@ -32,7 +32,7 @@ CUDA_OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 G
 TRACEBACK = """\
 (EngineCore pid=71) ERROR 11-22 22:40:02 [core.py:113] ValueError: No available memory for the cache.
 (EngineCore pid=71) ERROR 11-22 22:40:02 [core.py:1137] Traceback (most recent call last):
-(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}
+(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above.
 """
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import configparser
 import os
-import subprocess
-import sys
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -70,11 +70,11 @@ class Docker:
         proxies = [f"--build-arg={name}" for name in PROXIES if os.environ.get(name)]
         with secrets() as files:
             given = [f"--secret=id={name},src={file}" for name, file in files.items()]
-            command = ["docker", "build", *build.arguments(), *proxies, *given, build.context]
-            run(command, log, env={"DOCKER_BUILDKIT": "1"})
+            options = [*build.arguments(), *proxies, *given]
+            run(["docker", "build", *options, build.context], log, env={"DOCKER_BUILDKIT": "1"})
 
     def label(self, name: str, label: str) -> str | None:
-        return read_label(
+        return inspect(
             ["docker", "image", "inspect", "--format", f'{{{{index .Config.Labels "{label}"}}}}', name]
         )
 
@@ -107,7 +107,18 @@ class Buildah:
                 "debootstrap, and both need root. Run this as root, or start Docker."
             )
         debian_packages(PACKAGES, log)
+        self.clear()
         base_image.ensure(self.command, log)
+
+    def clear(self) -> None:
+        """Removes what a build that was killed has left: gigabytes of containers and half-written blobs."""
+        succeeds(self.command("rm", "--all"))
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.scratch.mkdir(parents=True)
+
+    @property
+    def scratch(self) -> Path:
+        return self.storage.with_name(f"{self.storage.name}-tmp")
 
     def build(self, build: Build, log: Path) -> None:
         options = ["--isolation=chroot", "--network=host", "--pull-never", "--force-rm", "--format=docker"]
@@ -115,13 +126,23 @@ class Buildah:
             "--layers" if build.keep_layers else "--layers=false",
             f"--build-arg=PYTHON_IMAGE={self.base}",
         ]
+        before = self.image_id(build.name)
         with secrets() as files:
             options += [f"--secret=id={name},src={file}" for name, file in files.items()]
-            run(self.command("bud", *options, *build.arguments(), build.context), log)
+            run(
+                self.command("bud", *options, *build.arguments(), build.context),
+                log,
+                env={"TMPDIR": str(self.scratch)},
+            )
+        if before and before != self.image_id(build.name):
+            succeeds(self.command("rmi", before))  # nothing names it any more; gone already is as good
+
+    def image_id(self, name: str) -> str | None:
+        return inspect(self.command("inspect", "--type=image", "--format", "{{.FromImageID}}", name))
 
     def label(self, name: str, label: str) -> str | None:
         template = f'{{{{index .Docker.Config.Labels "{label}"}}}}'
-        return read_label(self.command("inspect", "--type=image", "--format", template, name))
+        return inspect(self.command("inspect", "--type=image", "--format", template, name))
 
     def save(self, name: str, archive: Path, log: Path) -> None:
         run(self.command("push", name, f"docker-archive:{archive}:docker.io/{name}"), log)
@@ -134,8 +155,8 @@ def choose(storage: Path) -> Engine:
     return Docker() if find("docker") and succeeds(["docker", "info"]) else Buildah(storage)
 
 
-def read_label(command: Sequence[str | Path]) -> str | None:
-    """What an inspecting command prints; None where there is no such image, label or command."""
+def inspect(command: Sequence[str | Path]) -> str | None:
+    """What the command prints; None where there is no such image, label or command."""
     if not find(str(command[0])):
         return None
     try:
@@ -165,19 +186,18 @@ def ca_bundle() -> Path | None:
     return next((path for path in [*named, SYSTEM_CA_BUNDLE] if path.is_file()), None)
 
 
-def pip_settings() -> str:
-    """A pip.conf of where this machine's pip gets packages from; empty where nothing is set."""
-    command = [sys.executable, "-m", "pip", "config", "list"]
-    listed = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    return pip_conf(listed.stdout)
+def pip_settings(environment: Mapping[str, str] = os.environ, system: Path = Path("/etc/pip.conf")) -> str:
+    """A pip.conf of where this machine's pip gets packages from; empty where nothing is set.
 
-
-def pip_conf(listed: str) -> str:
-    """Of the lines `section.key='value'` of `pip config list`, those that an image build needs."""
+    Files and precedence: https://pip.pypa.io/en/stable/topics/configuration/
+    """
+    home = Path(environment.get("HOME", "/"))
+    named = environment.get("PIP_CONFIG_FILE", "")
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read([system, home / ".pip/pip.conf", home / ".config/pip/pip.conf", named])
     kept = []
-    for line in listed.splitlines():
-        name, _, value = line.partition("=")
-        key = name.rpartition(".")[2]
-        if key in PIP_SETTINGS:
-            kept.append(f"{key} = {value.strip().strip(chr(39))}")
+    for key in PIP_SETTINGS:
+        filed = parser.get("global", key, fallback="")
+        if value := environment.get(f"PIP_{key.upper().replace('-', '_')}", filed):
+            kept.append(f"{key} = {value}")
     return "\n".join(["[global]", *kept, ""]) if kept else ""

@@ -35,6 +35,11 @@ class Image:
     keep_layers: bool = True
     expect: str = ""
 
+    @property
+    def short(self) -> str:
+        """`gateway` of `vllm-fleet/gateway:0.1.0`."""
+        return self.name.partition(":")[0].rpartition("/")[2]
+
     def files(self, root: Path) -> Iterator[Path]:
         """Every file that is an input, in a fixed order."""
         for place in sorted({self.dockerfile, *self.inputs}):
@@ -117,22 +122,26 @@ def build_one(builder: engines.Engine, image: Image) -> None:
 
 def ensure_loaded(runtime: Runtime) -> None:
     """Builds what is stale, and loads into the cluster what it lacks or has in another content version."""
-    builder = engine()
-    for image in IMAGES.values():
-        content = image.content(ROOT, builder.base)
-        reference = f"{REGISTRY}/{image.name}"
-        if known_content(runtime.image_digest(reference)) == content:
-            say(f"  ✓ image {image.name} is in the cluster")
-            continue
-        with lock(folder() / "lock", "another build of images"):
-            build_one(builder, image)
-            load(builder, image, runtime)
-        remember(runtime.image_digest(reference), content)
+    with lock(folder() / "lock", "another build of images"):
+        builder = engine()
+        for image in IMAGES.values():
+            ensure_one(builder, image, runtime)
+
+
+def ensure_one(builder: engines.Engine, image: Image, runtime: Runtime) -> None:
+    content = image.content(ROOT, builder.base)
+    reference = f"{REGISTRY}/{image.name}"
+    if known_content(runtime.image_digest(reference)) == content:
+        say(f"  ✓ image {image.name} is in the cluster")
+        return
+    build_one(builder, image)
+    load(builder, image, runtime)
+    remember(runtime.image_digest(reference), content)
 
 
 def load(builder: engines.Engine, image: Image, runtime: Runtime) -> None:
     """Carries an image over in an archive, which is as large as the image and deleted at once."""
-    archive = folder() / f"{image.name.partition(':')[0].rpartition('/')[2]}.tar"
+    archive = folder() / f"{image.short}.tar"
     with step(f"load image {image.name} into the cluster") as work:
         try:
             archive.unlink(missing_ok=True)  # buildah adds to an archive that a killed run has left
@@ -171,10 +180,10 @@ def known() -> dict[str, str]:
 def push(registry: str, names: Sequence[str]) -> None:
     """Builds, and pushes to `registry`, e.g. `registry.example.com/team`, for clusters that pull images."""
     build(names)
-    builder = engine()
+    builder, registry = engine(), registry.rstrip("/")
     for name in names:
         image = IMAGES[name]
-        target = f"{registry.rstrip('/')}/{image.name}"
+        target = f"{registry}/{image.name}"
         with step(f"push {target}") as work:
             work.follow(log_of(image))
             builder.push(image.name, target, log_of(image))
@@ -191,7 +200,7 @@ def explain_existing() -> None:
 
 
 def log_of(image: Image) -> Path:
-    return folder() / "logs" / f"{image.name.partition(':')[0].rpartition('/')[2]}.log"
+    return folder() / "logs" / f"{image.short}.log"
 
 
 def main(arguments: list[str]) -> None:

@@ -40,16 +40,16 @@ def readelf(option: str, files: Iterable[Path]) -> str:
     ).stdout
 
 
-def missing_libraries(files: list[Path]) -> set[str]:
-    """The sonames of NVIDIA that the files name as needed, e.g. {"libcudart.so.13", …}."""
-    needed = {match["library"] for match in NEEDED.finditer(readelf("--dynamic", files))}
+def missing_libraries(dynamic: str) -> set[str]:
+    """The sonames of NVIDIA that `readelf --dynamic` lists as needed, e.g. {"libcudart.so.13", …}."""
+    needed = {match["library"] for match in NEEDED.finditer(dynamic)}
     return {library for library in needed if VENDOR.fullmatch(library)}
 
 
-def symbol_versions(files: list[Path], libraries: set[str]) -> dict[str, str]:
-    """Each symbol version that the files need of these libraries, and the library that must define it."""
+def symbol_versions(version_info: str, libraries: set[str]) -> dict[str, str]:
+    """Each symbol version that is needed of these libraries, and the library that must define it."""
     versions, library = {}, ""
-    for match in VERSION.finditer(readelf("--version-info", files)):
+    for match in VERSION.finditer(version_info):
         if match["library"]:
             library = match["library"]
         elif library in libraries:
@@ -57,11 +57,11 @@ def symbol_versions(files: list[Path], libraries: set[str]) -> dict[str, str]:
     return versions
 
 
-def wanted_functions(files: list[Path], libraries: set[str], versions: dict[str, str]) -> dict[str, set[str]]:
-    """For each soname the functions that the files expect in it."""
+def wanted_functions(symbols: str, libraries: set[str], versions: dict[str, str]) -> dict[str, set[str]]:
+    """For each soname the functions that the undefined symbols of `readelf --dyn-syms` expect in it."""
     by_stem = {library.split(".so")[0]: library for library in libraries}
     wanted: dict[str, set[str]] = {library: set() for library in libraries}
-    for match in SYMBOL.finditer(readelf("--dyn-syms", files)):
+    for match in SYMBOL.finditer(symbols):
         name = match["name"]
         if match["version"]:
             library = versions.get(match["version"])
@@ -95,9 +95,9 @@ def build_stub(folder: Path, library: str, version: str, functions: Iterable[str
 def main() -> None:
     folder = Path(sys.argv[1])
     files = sorted(folder.glob("*.so"))
-    libraries = missing_libraries(files)
-    versions = symbol_versions(files, libraries)
-    wanted = wanted_functions(files, libraries, versions)
+    libraries = missing_libraries(readelf("--dynamic", files))
+    versions = symbol_versions(readelf("--version-info", files), libraries)
+    wanted = wanted_functions(readelf("--dyn-syms", files), libraries, versions)
     version_of = {library: version for version, library in versions.items()}
     for library, functions in sorted(wanted.items()):
         build_stub(folder, library, version_of.get(library, library), functions)

@@ -5,8 +5,8 @@ Run in the image, which has no need of this file:
     < k8s/local/vllm-cpu/dump_flags.py > tests/golden/vllm-0.32.0-flags.json
 
 One entry a spelling: {"--flag": {"type", "choices", "default", "nargs", "action"}}. `type` names the function
-that reads a value, null for text and for flags without a value; `action` is argparse's class. What JSON cannot
-say is given as text.
+that reads a value, null for flags without one; `action` is argparse's class; a default that JSON cannot say
+is the name of its type.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def main() -> None:
         from vllm.utils.argparse_utils import FlexibleArgumentParser
 
         parser = ServeSubcommand().subparser_init(FlexibleArgumentParser().add_subparsers())
-    flags = {flag: describe(action) for action in parser._actions for flag in action.option_strings}
+    actions = parser._actions  # noqa: SLF001 (argparse has no public way to list them)
+    flags = {flag: describe(action) for action in actions for flag in action.option_strings}
     print(json.dumps(dict(sorted(flags.items())), indent=1))
 
 

@@ -48,7 +48,8 @@ async def connect() -> ApiClient:
     if "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
         kube_config.load_incluster_config(client_configuration=configuration)
     else:
-        await kube_config.load_kube_config(client_configuration=configuration)
+        # Named here because the client reads the variable only when it is imported.
+        await kube_config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=configuration)
     configuration.connection_pool_maxsize = MAX_CONNECTIONS
     return ApiClient(configuration)
 

@@ -9,8 +9,6 @@ import re
 from decimal import Decimal
 from typing import Any
 
-from vllm_operator.names import ANNOTATION_HASH
-
 _SUFFIXES = {"": Decimal(1), "m": Decimal("0.001")}
 _SUFFIXES |= {letter: Decimal(1000) ** power for power, letter in enumerate("kMGTPE", 1)}
 _SUFFIXES |= {f"{letter}i": Decimal(1024) ** power for power, letter in enumerate("KMGTPE", 1)}
@@ -22,10 +20,10 @@ _KEYS |= {"imagePullSecrets": "name", "ownerReferences": "uid", "conditions": "t
 
 
 def differs(wanted: dict[str, Any], live: dict[str, Any]) -> bool:
-    """True unless `live` has the hash of `wanted` and every field of it."""
-    stamp = wanted["metadata"]["annotations"][ANNOTATION_HASH]
-    if (live["metadata"].get("annotations") or {}).get(ANNOTATION_HASH) != stamp:
-        return True
+    """True unless `live` has every field of `wanted`, the hash of the whole among them.
+
+    The hash tells of a field that is no longer wanted, and so stands in the live object alone.
+    """
     return not contains(live, wanted)
 
 
@@ -52,7 +50,7 @@ def _contains_list(live: Any, wanted: list[Any], field: str) -> bool:
         return False
     if (name := _KEYS.get(field)) is None:
         return len(live) == len(wanted) and all(map(contains, live, wanted))
-    found = {item.get(name): item for item in live}
+    found = {item.get(name): item for item in live if isinstance(item, dict)}
     return all(contains(found.get(item[name]), item) and item[name] in found for item in wanted)
 
 

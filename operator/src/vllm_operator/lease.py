@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from vllm_operator.clock import Clock
-from vllm_operator.errors import ApiError, NotFound
+from vllm_operator.errors import NotFound
 from vllm_operator.kinds import LEASES, Body, Kind, ObjectKey
 from vllm_operator.settings import LeaseSettings
 
@@ -144,5 +144,5 @@ class Lease:
                 await asyncio.wait_for(
                     self._store.replace(LEASES, {**lease, "spec": freed}), self._settings.retry_seconds
                 )
-        except (ApiError, TimeoutError) as error:
+        except Exception as error:  # noqa: BLE001  then it simply ends by itself
             log.info("lease not released", extra={"error": str(error)})

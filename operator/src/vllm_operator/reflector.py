@@ -43,6 +43,7 @@ class Reflector:
         namespace: str = "",
         selector: str = "",
         project: Callable[[Body], Body] = lambda body: body,
+        backoff: Backoff | None = None,
     ) -> None:
         self.kind = kind
         self.table: dict[ObjectKey, Body] = {}
@@ -50,7 +51,7 @@ class Reflector:
         self.last_activity = clock.monotonic()  # of an event, a list or a failed attempt: the loop turns
         self._source, self._clock, self._on_change, self._project = source, clock, on_change, project
         self._scope = (namespace, selector)
-        self._backoff = Backoff(first=0.5, cap=30)
+        self._backoff = backoff or Backoff(first=0.5, cap=30)
         self._failures = 0
         self._deleted: deque[str] = deque(maxlen=1000)  # uids
 

@@ -1,0 +1,168 @@
+"""The client at the API server's door: what goes over the wire, and what its refusals become.
+
+Proves: create, apply with uid and field manager, delete with a precondition; lists of several pages; each
+refusal is the right error with the server's own words; Retry-After; no answer, a slow answer and an answer
+that is no JSON are Unavailable; every failure is counted by its code; a refusal never quotes more than is
+readable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+from kube_api import KubeApi, resource
+from kubernetes.aio.client import ApiClient, Configuration
+
+from vllm_operator import cluster as cluster_module
+from vllm_operator.cluster import Cluster, connect
+from vllm_operator.errors import ApiError, Conflict, Forbidden, Gone, Invalid, NotFound, Unavailable
+from vllm_operator.kinds import PODS, SERVICES, ObjectKey, uid_of
+
+KEY = ObjectKey("ns", "s")
+BODY = {
+    "apiVersion": "v1",
+    "kind": "Service",
+    "metadata": {"name": "s", "namespace": "ns"},
+    "spec": {"type": "ClusterIP"},
+}
+
+
+class Counted:
+    def __init__(self, url: str) -> None:
+        configuration = Configuration()
+        configuration.host = url
+        self.codes: list[int] = []
+        self.client = ApiClient(configuration)
+        self.cluster = Cluster(self.client, self.codes.append)
+
+
+@pytest.fixture
+async def counted(api: KubeApi) -> AsyncIterator[Counted]:
+    made = Counted(api.url)
+    yield made
+    await made.client.close()
+
+
+async def test_create_get_apply_delete(api: KubeApi, counted: Counted) -> None:
+    cluster = counted.cluster
+    made = await cluster.create(SERVICES, BODY)
+    assert uid_of(await cluster.get(SERVICES, KEY)) == uid_of(made)
+    applied = await cluster.apply(SERVICES, BODY | {"spec": {"type": "NodePort"}}, uid=uid_of(made))
+    assert applied["spec"]["type"] == "NodePort"
+    patch = api.requests[-1]
+    assert (patch.method, patch.content_type) == ("PATCH", "application/apply-patch+yaml")
+    assert dict(patch.query) == {"fieldManager": "vllm-operator", "force": "true"}
+    with pytest.raises(Conflict):
+        await cluster.delete(SERVICES, KEY, uid="another")
+    await cluster.delete(SERVICES, KEY, uid=uid_of(made))
+    await cluster.delete(SERVICES, KEY, uid=uid_of(made))
+    assert counted.codes == [409, 404]
+
+
+async def test_an_apply_never_creates_anew_what_is_gone(api: KubeApi, counted: Counted) -> None:
+    with pytest.raises(Conflict):
+        await counted.cluster.apply(SERVICES, BODY, uid="gone")
+    assert api.objects(resource("services")) == []
+
+
+async def test_a_list_has_all_pages(api: KubeApi, counted: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_module, "PAGE_SIZE", 2)
+    for name in "abcde":
+        api.create(resource("pods"), "ns", {"metadata": {"name": name}})
+    listing = await counted.cluster.list(PODS)
+    assert [body["metadata"]["name"] for body in listing.items] == list("abcde")
+    assert {body["kind"] for body in listing.items} == {"Pod"}
+    assert len(api.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (400, Invalid),
+        (401, Unavailable),
+        (403, Forbidden),
+        (404, NotFound),
+        (409, Conflict),
+        (410, Gone),
+        (418, ApiError),
+        (422, Invalid),
+        (429, Unavailable),
+        (500, Unavailable),
+        (503, Unavailable),
+    ],
+)
+async def test_each_refusal_is_the_right_error(
+    api: KubeApi, counted: Counted, code: int, kind: type[ApiError]
+) -> None:
+    api.fault("GET", "/services", code, message="the server's words", retry_after=7)
+    with pytest.raises(kind, match="the server's words") as caught:
+        await counted.cluster.get(SERVICES, KEY)
+    assert (caught.value.code, caught.value.retry_after) == (code, 7)
+    assert counted.codes == [code]
+
+
+async def test_no_connection_is_unavailable(api: KubeApi, counted: Counted) -> None:
+    await api.stop_listening()
+    with pytest.raises(Unavailable, match="cannot be reached"):
+        await counted.cluster.get(SERVICES, KEY)
+    assert counted.codes == [0]
+
+
+async def test_a_slow_answer_is_unavailable(
+    api: KubeApi, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_module, "REQUEST_TIMEOUT", aiohttp.ClientTimeout(total=0.1))
+    api.fault("GET", "/services", 500, hang=5)
+    with pytest.raises(Unavailable, match="cannot be reached"):
+        await counted.cluster.get(SERVICES, KEY)
+
+
+async def test_a_silent_watch_ends(api: KubeApi, counted: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_module, "WATCH_TIMEOUT", aiohttp.ClientTimeout(total=None, sock_read=0.1))
+    api.bookmark_seconds = 60
+    with pytest.raises(Unavailable):
+        async for _ in counted.cluster.watch(PODS, "", "", "1000"):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("status", "body"), [(502, "<html>Bad gateway" + "x" * 9000), (200, "no json"), (403, "[1]")]
+)
+async def test_what_a_proxy_in_between_answers(status: int, body: str) -> None:
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(status=status, text=body)
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    made = Counted(f"http://127.0.0.1:{runner.addresses[0][1]}")
+    with pytest.raises(ApiError) as caught:
+        await made.cluster.get(SERVICES, KEY)
+    assert len(caught.value.message) <= 300
+    await made.client.close()
+    await runner.cleanup()
+
+
+async def test_outside_of_a_cluster_kubeconfig_says_where(
+    api: KubeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(api.write_kubeconfig(tmp_path / "config")))
+    async with await connect() as client:
+        listing = await Cluster(client).list(PODS)
+    assert listing.items == []
+
+
+async def test_a_cancelled_request_leaves_no_task(api: KubeApi, counted: Counted) -> None:
+    api.fault("GET", "/services", 500, hang=5)
+    task = asyncio.create_task(counted.cluster.get(SERVICES, KEY))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

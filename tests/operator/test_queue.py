@@ -1,0 +1,183 @@
+"""The queue: which key is worked on when.
+
+Proves: one worker per key; doubles fold; a key added during its work runs once more; other keys go on
+meanwhile; the limit of concurrent work; growing, capped waits without end after failures, reset by a
+success; Retry-After; later appointments, of which the earliest stands; cancellation ends the work that runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from fake_clock import FakeClock, settle
+
+from vllm_operator.backoff import Backoff
+from vllm_operator.errors import Unavailable
+from vllm_operator.queue import Queue
+
+
+class Steady(Backoff):
+    """Without the spread, so that times can be told."""
+
+    def after(self, failures: int) -> float:
+        return min(self.cap, self.first * 2.0 ** (failures - 1))
+
+
+class Worker:
+    """Notes who works when; `gate` holds all work while it is clear."""
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        self.running: set[str] = set()
+        self.most = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.answers: Callable[[str], float | None] = lambda _key: None
+
+    async def __call__(self, key: str) -> float | None:
+        assert key not in self.running
+        self.started.append(key)
+        self.running.add(key)
+        self.most = max(self.most, len(self.running))
+        try:
+            await self.gate.wait()
+            return self.answers(key)
+        finally:
+            self.running.discard(key)
+
+
+@asynccontextmanager
+async def running(
+    work: Callable[[str], Awaitable[float | None]], clock: FakeClock
+) -> AsyncIterator[Queue[str]]:
+    queue: Queue[str] = Queue(work, clock, concurrency=2, backoff=Steady(first=1, cap=8))
+    task = asyncio.create_task(queue.run())
+    try:
+        yield queue
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_doubles_fold_and_order_is_kept(clock: FakeClock) -> None:
+    worker = Worker()
+    async with running(worker, clock) as queue:
+        for key in "abab":
+            queue.add(key)
+        assert len(queue) == 2
+        await settle()
+    assert worker.started == ["a", "b"]
+
+
+async def test_a_key_added_during_its_work_runs_once_more(clock: FakeClock) -> None:
+    worker = Worker()
+    async with running(worker, clock) as queue:
+        worker.gate.clear()
+        queue.add("a")
+        await settle()
+        queue.add("a")
+        queue.add("a")
+        await settle()
+        assert worker.started == ["a"]
+        worker.gate.set()
+        await settle()
+    assert worker.started == ["a", "a"]
+
+
+async def test_others_go_on_up_to_the_limit(clock: FakeClock) -> None:
+    worker = Worker()
+    async with running(worker, clock) as queue:
+        worker.gate.clear()
+        for key in "abc":
+            queue.add(key)
+        await settle()
+        assert worker.started == ["a", "b"]
+        worker.gate.set()
+        await settle()
+    assert worker.started == ["a", "b", "c"]
+    assert worker.most == 2
+
+
+async def test_failures_wait_longer_up_to_the_cap_and_never_end(clock: FakeClock) -> None:
+    times: list[float] = []
+
+    async def fail(_key: str) -> None:
+        times.append(clock.time)
+        raise ValueError("no")
+
+    async with running(fail, clock) as queue:
+        queue.add("a")
+        await clock.advance(100)
+    waits = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert waits[:5] == [1, 2, 4, 8, 8]
+    assert set(waits[5:]) == {8}
+
+
+async def test_a_success_starts_the_waits_anew(clock: FakeClock) -> None:
+    outcomes = iter([ValueError(), ValueError(), None, ValueError(), None])
+    times: list[float] = []
+
+    async def work(_key: str) -> None:
+        times.append(clock.time)
+        if error := next(outcomes):
+            raise error
+
+    async with running(work, clock) as queue:
+        queue.add("a")
+        await clock.advance(10)
+        queue.add("a")
+        await clock.advance(10)
+    assert [moment - 1000 for moment in times] == [0, 1, 3, 10, 11]
+
+
+async def test_the_servers_retry_after_is_kept(clock: FakeClock) -> None:
+    times: list[float] = []
+
+    async def work(_key: str) -> None:
+        times.append(clock.time)
+        if len(times) == 1:
+            raise Unavailable(429, "TooManyRequests", "slow down", retry_after=30)
+
+    async with running(work, clock) as queue:
+        queue.add("a")
+        await clock.advance(60)
+    assert [moment - 1000 for moment in times] == [0, 30]
+
+
+async def test_work_can_ask_to_be_called_later(clock: FakeClock) -> None:
+    worker = Worker()
+    answers = iter([5.0, None])
+    worker.answers = lambda _key: next(answers)
+    async with running(worker, clock) as queue:
+        queue.add("a")
+        await clock.advance(4.9)
+        assert worker.started == ["a"]
+        await clock.advance(0.2)
+        assert worker.started == ["a", "a"]
+        await clock.advance(60)
+    assert len(worker.started) == 2
+
+
+async def test_the_earliest_appointment_stands(clock: FakeClock) -> None:
+    worker = Worker()
+    async with running(worker, clock) as queue:
+        queue.add_after("a", 10)
+        queue.add_after("a", 3)
+        queue.add_after("a", 20)
+        await clock.advance(2)
+        assert worker.started == []
+        await clock.advance(60)
+    assert worker.started == ["a"]
+
+
+async def test_cancelling_ends_the_work_that_runs(clock: FakeClock) -> None:
+    worker = Worker()
+    worker.gate.clear()
+    async with running(worker, clock) as queue:
+        queue.add("a")
+        await settle()
+        assert worker.running == {"a"}
+    assert worker.running == set()
