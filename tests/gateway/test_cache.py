@@ -34,7 +34,7 @@ STREAM = Answer(b"text/event-stream; charset=utf-8", b'data: {"a":"\xc3\xa9\\n"}
 
 def key(
     document: object, model: str = "ns/m", route: str = CHAT, caller: Caller = ANONYMOUS, **settings: str
-):
+) -> str | None:
     body = document if isinstance(document, bytes) else json.dumps(document).encode()
     return cache_key(model, route, body, caller, CacheSettings.model_validate(settings))
 
@@ -166,7 +166,7 @@ async def test_a_value_that_is_no_answer(server: Valkey) -> None:
     store = SharedStore(pool, Outage())
     await store._redis.set("vllm-fleet/answer/strange", b"no line break")
     assert await store.get("strange") is None
-    await store._redis.execute_command("LPUSH", "vllm-fleet/answer/list", b"x")
+    await store._redis.sadd("vllm-fleet/answer/list", b"x")  # type: ignore[misc]
     assert await store.get("list") is None
     await pool.disconnect()
 
