@@ -25,7 +25,7 @@ from valkey_server import Valkey, valkey
 
 from vllm_gateway.policy.cache import Answer, MemoryStore, Recorder, SharedStore, cache_key
 from vllm_gateway.policy.keys import ANONYMOUS, Caller
-from vllm_gateway.policy.shared import Outage, connection_pool
+from vllm_gateway.policy.shared import Shared
 from vllm_gateway.settings import CacheSettings, RedisSettings
 
 CHAT = "/v1/chat/completions"
@@ -149,37 +149,36 @@ def server() -> Iterator[Valkey]:
 
 
 async def test_answers_in_valkey(server: Valkey) -> None:
-    pools = [connection_pool(RedisSettings(url=server.url)) for _ in range(2)]
-    one, two = (SharedStore(pool, Outage()) for pool in pools)
+    servers = [Shared(RedisSettings(url=server.url)) for _ in range(2)]
+    one, two = (SharedStore(shared) for shared in servers)
     await one.put("k", STREAM, 60)
     await one.put("brief", STREAM, 0.05)
     assert await two.get("k") == STREAM
     assert await two.get("other") is None
     await asyncio.sleep(0.1)
     assert await two.get("brief") is None
-    for pool in pools:
-        await pool.disconnect()
+    for shared in servers:
+        await shared.close()
 
 
 async def test_a_value_that_is_no_answer(server: Valkey) -> None:
-    pool = connection_pool(RedisSettings(url=server.url))
-    store = SharedStore(pool, Outage())
+    shared = Shared(RedisSettings(url=server.url))
+    store = SharedStore(shared)
     await store._redis.set("vllm-fleet/answer/strange", b"no line break")
     assert await store.get("strange") is None
     await store._redis.sadd("vllm-fleet/answer/list", b"x")  # type: ignore[misc]
     assert await store.get("list") is None
-    await pool.disconnect()
+    await shared.close()
 
 
 async def test_while_valkey_is_away(server: Valkey) -> None:
-    pool = connection_pool(RedisSettings(url=server.url))
-    outage = Outage()
-    store = SharedStore(pool, outage)
+    shared = Shared(RedisSettings(url=server.url))
+    store = SharedStore(shared)
     server.stop()
     try:
         await store.put("k", STREAM, 60)
         assert await store.get("k") is None
-        assert outage.failures == 1
+        assert shared.failures == 1
     finally:
         server.start()
-    await pool.disconnect()
+    await shared.close()

@@ -71,7 +71,7 @@ class Caller:
 
     async def _run(self, queues: Queues, model: Model) -> None:
         try:
-            with queues.enter(model) as ticket:
+            with queues.enter(model, "m") as ticket:
                 self.state = "waiting"
                 await asyncio.wait((ticket.settled,))
                 ticket.settled.result()
@@ -215,7 +215,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     async def _enter(self) -> Ticket | None:
         with contextlib.suppress(GatewayError):
-            return self.queue.enter()
+            return self.queue.enter("m")
         return None
 
     @rule()

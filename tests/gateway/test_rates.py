@@ -25,7 +25,7 @@ from valkey_server import Valkey, valkey
 from vllm_gateway.errors import GatewayError
 from vllm_gateway.policy.keys import Caller, KeyLimits
 from vllm_gateway.policy.rates import Rates, _Memory
-from vllm_gateway.policy.shared import Outage, connection_pool
+from vllm_gateway.policy.shared import Shared
 from vllm_gateway.settings import RedisSettings
 
 
@@ -48,14 +48,14 @@ async def rates_at(
     server: Valkey | None, *, window: int = 60, clock: Clock | None = None
 ) -> AsyncIterator[Rates]:
     await away_from_the_edge(window)
-    pool = connection_pool(RedisSettings(url=server.url)) if server is not None else None
-    rates = Rates(pool, Outage(clock or Clock()), window=window)
+    settings = RedisSettings(url=server.url if server is not None else None)
+    shared = Shared(settings, clock or Clock())
+    rates = Rates(shared, window=window)
     try:
         yield rates
     finally:
         await rates.stop()
-        if pool is not None:
-            await pool.disconnect()
+        await shared.close()
 
 
 async def away_from_the_edge(window: int) -> None:
@@ -192,15 +192,14 @@ async def test_a_password_from_a_file(tmp_path: Path) -> None:
         settings = RedisSettings(
             url=server.url.replace("redis", "valkey"), password_file=str(tmp_path / "password")
         )
-        pool = connection_pool(settings)
-        outage = Outage()
-        await Rates(pool, outage).admit(caller("p-alice", requests=2))
-        await pool.disconnect()
-        assert outage.failures == 0
+        shared = Shared(settings)
+        await Rates(shared).admit(caller("p-alice", requests=2))
+        await shared.close()
+        assert shared.failures == 0
 
 
 async def test_requests_at_once() -> None:
-    rates = Rates(None, Outage())
+    rates = Rates(Shared(RedisSettings()))
     alice, bob = caller("alice", at_once=2), caller("bob", at_once=1)
     with rates.permit(alice), rates.permit(bob):
         with rates.permit(alice), pytest.raises(GatewayError) as caught, rates.permit(alice):

@@ -165,6 +165,8 @@ class QueueSettings(_Section):
     """How long a request waits while the model has an endpoint; then it gets a 503."""
     cold_start_timeout: Duration = "0s"  # type: ignore[assignment]
     """How long it waits while there is none; a model that scales from zero says so itself."""
+    keep_alive: PositiveDuration = "5s"  # type: ignore[assignment]
+    """After so long a waiting stream gets its head and a comment, and again each time."""
 
 
 class AuthSettings(_Section):

@@ -11,16 +11,13 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from cachetools import TLRUCache
 
 from vllm_gateway.policy.keys import Caller
-from vllm_gateway.policy.shared import Outage
+from vllm_gateway.policy.shared import Shared
 from vllm_gateway.settings import CacheSettings
-
-if TYPE_CHECKING:
-    from redis.asyncio import ConnectionPool
 
 _PREFIX = "vllm-fleet/answer/"
 _OVERHEAD = 512  # bytes that an entry takes beside its body, about
@@ -101,14 +98,14 @@ class MemoryStore:
 class SharedStore:
     """Answers in Redis or Valkey, which drops them by itself. Where it is away there are none."""
 
-    def __init__(self, pool: ConnectionPool, outage: Outage) -> None:
+    def __init__(self, shared: Shared) -> None:
         from redis.asyncio import Redis
 
-        self._redis = Redis(connection_pool=pool)
-        self._outage = outage
+        self._redis = Redis(connection_pool=shared.pool)
+        self._shared = shared
 
     async def get(self, key: str) -> Answer | None:
-        raw = await self._outage.attempt(lambda: self._redis.get(_PREFIX + key), _nothing)
+        raw = await self._shared.attempt(lambda: self._redis.get(_PREFIX + key), _nothing)
         if not isinstance(raw, bytes):
             return None
         kind, separator, body = raw.partition(b"\n")
@@ -121,7 +118,12 @@ class SharedStore:
         async def put() -> object:
             return await self._redis.set(_PREFIX + key, value, px=milliseconds)
 
-        await self._outage.attempt(put, _nothing)
+        await self._shared.attempt(put, _nothing)
+
+
+def make_store(settings: CacheSettings, shared: Shared) -> Store:
+    """Where answers are kept: with the others if a server is set, else in this process."""
+    return MemoryStore(settings.max_bytes) if shared.pool is None else SharedStore(shared)
 
 
 async def _nothing() -> object:

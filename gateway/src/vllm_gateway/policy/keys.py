@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from pydantic.alias_generators import to_camel
 
 from vllm_gateway.routing.table import Model
-from vllm_gateway.settings import describe_errors
+from vllm_gateway.settings import BadSettings, describe_errors
 
 MAX_FILE_BYTES = 4 * 1024 * 1024
 MAX_KEYS = 10_000
@@ -102,7 +102,7 @@ class Caller:
 ANONYMOUS = Caller(ANONYMOUS_NAME)
 
 
-class BadKeys(Exception):
+class BadKeys(BadSettings):
     """One line for a person: which file, which key, what is wrong. Never a secret."""
 
 

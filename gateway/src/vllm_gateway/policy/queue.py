@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
 
-from vllm_gateway.errors import GatewayError, model_not_found
+from vllm_gateway.errors import GatewayError
 from vllm_gateway.routing.table import Model, not_ready
 from vllm_gateway.settings import QueueSettings
 
@@ -51,10 +51,11 @@ class Ticket:
     `settled` is done when waiting is over: None with the permit, a GatewayError (429, 503) without.
     """
 
-    __slots__ = ("_queue", "deadline", "entered_at", "granted", "settled")
+    __slots__ = ("_queue", "deadline", "entered_at", "granted", "name", "settled")
 
-    def __init__(self, queue: Queue, entered_at: float) -> None:
+    def __init__(self, queue: Queue, name: str, entered_at: float) -> None:
         self._queue = queue
+        self.name = name
         self.entered_at = entered_at
         self.deadline = entered_at
         self.granted = False
@@ -94,17 +95,17 @@ class Queue:
         waiting = list(self._waiting)
         return self._loop.time() - waiting[0].entered_at if waiting else 0.0
 
-    def enter(self) -> Ticket:
+    def enter(self, name: str) -> Ticket:
         """A permit where one is free and nobody waits, else a place at the end. Raises GatewayError."""
-        ticket = Ticket(self, self._loop.time())
+        ticket = Ticket(self, name, self._loop.time())
         if not self._waiting and self.in_use < self._rules.capacity:
             self._grant(ticket)
             return ticket
         self._set_deadline(ticket)
         if ticket.deadline <= ticket.entered_at:
-            raise self._refusal()
+            raise self._refusal(name)
         if len(self._waiting) >= self._rules.longest:
-            raise queue_full(self._model.key, self._rules.longest)
+            raise queue_full(name, self._rules.longest)
         self._waiting.append(ticket)
         self._arm()
         return ticket
@@ -132,11 +133,12 @@ class Queue:
         self._advance()
         self._expire()
 
-    def refuse_all(self, error: GatewayError) -> None:
+    def refuse_all(self) -> None:
         """The model is gone: whoever waits is told."""
         self._rules = Rules(0, 0, 0.0, 0.0)
         while self._waiting:
-            self._waiting.popleft().settled.set_exception(error)
+            ticket = self._waiting.popleft()
+            ticket.settled.set_exception(model_removed(ticket.name))
         self._disarm()
 
     def _grant(self, ticket: Ticket) -> None:
@@ -173,13 +175,13 @@ class Queue:
         now = self._loop.time()
         for ticket in [ticket for ticket in self._waiting if ticket.deadline <= now]:
             self._waiting.remove(ticket)
-            ticket.settled.set_exception(self._refusal())
+            ticket.settled.set_exception(self._refusal(ticket.name))
         self._arm()
 
-    def _refusal(self) -> GatewayError:
+    def _refusal(self, name: str) -> GatewayError:
         if not self._model.endpoints:
-            return not_ready(self._model.key, [self._model])
-        return queue_timeout(self._model.key, self._rules.queue_timeout)
+            return not_ready(name, [self._model])
+        return queue_timeout(name, self._rules.queue_timeout)
 
 
 class Queues:
@@ -190,13 +192,16 @@ class Queues:
         self._queues: dict[str, Queue] = {}
 
     @contextmanager
-    def enter(self, model: Model) -> Iterator[Ticket]:
-        """A place in the model's queue until the exit. Raises GatewayError: 429 if it is full, 503."""
+    def enter(self, model: Model, name: str) -> Iterator[Ticket]:
+        """A place in the model's queue until the exit. Raises GatewayError: 429 if it is full, 503.
+
+        `name` is what the caller calls the model.
+        """
         queue = self._queues.get(model.key)
         if queue is None:
             queue = self._queues[model.key] = Queue(model, Rules.of(model, self._defaults))
         try:
-            with queue.enter() as ticket:
+            with queue.enter(name) as ticket:
                 yield ticket
         finally:
             if queue.idle and self._queues.get(model.key) is queue:
@@ -207,7 +212,7 @@ class Queues:
         for key, queue in list(self._queues.items()):
             model = models.get(key)
             if model is None:
-                queue.refuse_all(model_not_found(key, models))
+                queue.refuse_all()
                 del self._queues[key]
             else:
                 queue.change(model, Rules.of(model, self._defaults))
@@ -219,6 +224,10 @@ class Queues:
     def in_use(self) -> int:
         """Permits that are out."""
         return sum(queue.in_use for queue in self._queues.values())
+
+
+def model_removed(name: str) -> GatewayError:
+    return GatewayError(404, "model_not_found", f"The model {name!r} has been removed.", param="model")
 
 
 def queue_full(model: str, longest: int) -> GatewayError:

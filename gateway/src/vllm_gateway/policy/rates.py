@@ -22,7 +22,7 @@ from limits.aio.strategies import FixedWindowRateLimiter, RateLimiter, SlidingWi
 
 from vllm_gateway.errors import GatewayError
 from vllm_gateway.policy.keys import Caller
-from vllm_gateway.policy.shared import Outage
+from vllm_gateway.policy.shared import Shared
 
 if TYPE_CHECKING:
     from redis.asyncio import ConnectionPool
@@ -47,46 +47,47 @@ class _Memory(MemoryStorage):
 class _Window:
     """One kind of limit, counted in the shared store, or here while that is away."""
 
-    def __init__(self, kind: type[RateLimiter], shared: Storage | None, outage: Outage) -> None:
+    def __init__(self, kind: type[RateLimiter], storage: Storage | None, shared: Shared) -> None:
         self._alone = kind(_Memory())
-        self._shared = kind(shared) if shared is not None else None
-        self._outage = outage
+        self._together = kind(storage) if storage is not None else None
+        self._shared = shared
 
     async def hit(self, item: RateLimitItem, name: str, cost: int = 1) -> bool:
-        shared = self._shared
-        if shared is None:
+        together = self._together
+        if together is None:
             return await self._alone.hit(item, name, cost=cost)
-        return await self._outage.attempt(
-            lambda: shared.hit(item, name, cost=cost), lambda: self._alone.hit(item, name, cost=cost)
+        return await self._shared.attempt(
+            lambda: together.hit(item, name, cost=cost), lambda: self._alone.hit(item, name, cost=cost)
         )
 
     async def test(self, item: RateLimitItem, name: str) -> bool:
-        shared = self._shared
-        if shared is None:
+        together = self._together
+        if together is None:
             return await self._alone.test(item, name)
-        return await self._outage.attempt(
-            lambda: shared.test(item, name), lambda: self._alone.test(item, name)
+        return await self._shared.attempt(
+            lambda: together.test(item, name), lambda: self._alone.test(item, name)
         )
 
     async def seconds_left(self, item: RateLimitItem, name: str) -> int:
         """Until something is free again: at least one, and never more than the window."""
-        shared = self._shared
-        if shared is None:
+        together = self._together
+        if together is None:
             stats = await self._alone.get_window_stats(item, name)
         else:
-            stats = await self._outage.attempt(
-                lambda: shared.get_window_stats(item, name), lambda: self._alone.get_window_stats(item, name)
+            stats = await self._shared.attempt(
+                lambda: together.get_window_stats(item, name),
+                lambda: self._alone.get_window_stats(item, name),
             )
         return max(1, min(math.ceil(stats.reset_time - time.time()), item.get_expiry()))
 
 
 class Rates:
-    """The counts of all keys. `pool` leads to the store that several gateways share; None: each is alone."""
+    """The counts of all keys, shared with other gateways where a server is set."""
 
-    def __init__(self, pool: ConnectionPool | None, outage: Outage, *, window: int = MINUTE) -> None:
-        storage = shared_storage(pool) if pool is not None else None
-        self._requests = _Window(SlidingWindowCounterRateLimiter, storage, outage)
-        self._tokens = _Window(FixedWindowRateLimiter, storage, outage)
+    def __init__(self, shared: Shared, *, window: int = MINUTE) -> None:
+        storage = shared_storage(shared.pool) if shared.pool is not None else None
+        self._requests = _Window(SlidingWindowCounterRateLimiter, storage, shared)
+        self._tokens = _Window(FixedWindowRateLimiter, storage, shared)
         self._window = window
         self._active: Counter[str] = Counter()
         self._charges: set[asyncio.Task[bool]] = set()

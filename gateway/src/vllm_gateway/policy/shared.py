@@ -46,13 +46,20 @@ def connection_pool(settings: RedisSettings) -> BlockingConnectionPool:
     )
 
 
-class Outage:
-    """Remembers that the server is away, so that not every request waits to find out."""
+class Shared:
+    """The server, if one is set: `pool` is None without. Remembers that it is away, so that not every request
+    waits to find out.
+    """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, settings: RedisSettings, clock: Callable[[], float] = time.monotonic) -> None:
+        self.pool = connection_pool(settings) if settings.url is not None else None
         self._clock = clock
         self._until = 0.0
         self.failures = 0
+
+    async def close(self) -> None:
+        if self.pool is not None:
+            await self.pool.disconnect()
 
     async def attempt(
         self, shared: Callable[[], Awaitable[Result]], alone: Callable[[], Awaitable[Result]]

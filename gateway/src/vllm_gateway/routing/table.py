@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from vllm_gateway.errors import GatewayError, model_not_found, model_not_ready
+from vllm_gateway.errors import GatewayError, model_not_allowed, model_not_found, model_not_ready
 from vllm_gateway.settings import Routing
 
 
@@ -71,13 +71,15 @@ class Table:
     """Every model by key and by granted name.
 
     `complete` is false until discovery has seen everything once: an unknown name is then not yet a 404.
-    `notes` are sentences for /health about what discovery cannot see now.
+    `notes` are sentences for /health about what discovery cannot see now. `hidden` are names that exist but
+    not for the caller whose view this is.
     """
 
     models: Mapping[str, Model] = field(default_factory=lambda: MappingProxyType({}))
     names: Mapping[str, tuple[Model, ...]] = field(default_factory=lambda: MappingProxyType({}))
     complete: bool = False
     notes: tuple[str, ...] = ()
+    hidden: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, models: Iterable[Model], *, complete: bool = True, notes: Iterable[str] = ()) -> Table:
@@ -94,11 +96,18 @@ class Table:
         names |= {key: (model,) for key, model in by_key.items()}  # a key always wins over a short name
         return cls(MappingProxyType(by_key), MappingProxyType(names), complete, tuple(notes))
 
+    def seen_by(self, may_use: Callable[[Model], bool]) -> Table:
+        """The table of a caller who may use some of the models."""
+        kept = Table.of(filter(may_use, self.models.values()), complete=self.complete, notes=self.notes)
+        return replace(kept, hidden=frozenset(self.names.keys() - kept.names.keys()))
+
     def resolve(self, name: str) -> tuple[Model, ...]:
-        """The models that answer to `name`; more than one share it by weight. Raises a 404 or a 503."""
+        """The models that answer to `name`; more than one share it by weight. Raises 403, 404 or 503."""
         found = self.names.get(name)
         if found is not None:
             return found
+        if name in self.hidden:
+            raise model_not_allowed(name, self.public_names())
         if not self.complete:
             why = "; ".join(self.notes) or "the gateway has not seen the list of models yet"
             raise model_not_ready(name, "Unknown", why, retry_after=2)

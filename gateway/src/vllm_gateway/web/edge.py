@@ -7,6 +7,7 @@ plain functions that both paths pass through here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -24,10 +25,11 @@ from vllm_gateway.web.channel import Headers, Message, Receive, Scope, Send, cha
 from vllm_gateway.web.cors import CorsPolicy, is_preflight
 from vllm_gateway.web.exchange import CLIENT_CLOSED, Disconnected, Exchange
 from vllm_gateway.web.routes import ROUTES
-from vllm_gateway.web.services import Services
+from vllm_gateway.web.services import CALLER, Services
 
 _LOG = logging.getLogger("vllm_gateway.web")
 _ACCESS = logging.getLogger("vllm_gateway.access")
+_OPEN = frozenset({"/health", "/docs", "/docs/oauth2-redirect", "/openapi.json"})  # never need a key
 _KNOWN_PATHS = frozenset({"/models", "/health", "/v1/models", "/docs", "/openapi.json"})
 
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -89,7 +91,8 @@ class Edge:
         self, exchange: Exchange, handle: Callable[[Services, Exchange], Awaitable[None]]
     ) -> None:
         try:
-            await handle(self._services, exchange)
+            async with self._services.admission.enter(exchange.headers) as exchange.caller:
+                await handle(self._services, exchange)
         except asyncio.CancelledError:
             if exchange.channel.gone:
                 raise
@@ -106,7 +109,11 @@ class Edge:
             await self._fail(exchange, internal_error())
 
     async def _fail(self, exchange: Exchange, error: GatewayError) -> None:
-        if exchange.channel.started:
+        if exchange.error_event is not None:  # it waited in the queue, and its head has gone out
+            exchange.outcome = error.code
+            self._services.metrics.streams_ended.labels(exchange.model, error.code).inc()
+            exchange.channel.finish(exchange.error_event(error))
+        elif exchange.channel.started:
             exchange.channel.abort()
         else:
             await exchange.respond_error(error)
@@ -120,8 +127,16 @@ class Edge:
                 message = {**message, "headers": [*message.get("headers", ()), *common]}
             await send(message)
 
-        await exchange.channel.close()  # FastAPI answers through `send`
-        await self._api(scope, receive, send_with_headers)
+        async with contextlib.AsyncExitStack() as held:
+            if scope["path"] not in _OPEN:
+                try:
+                    entering = self._services.admission.enter(exchange.headers)
+                    exchange.caller = await held.enter_async_context(entering)
+                except GatewayError as error:
+                    await exchange.respond_error(error)
+                    return
+            await exchange.channel.close()  # FastAPI answers through `send`
+            await self._api({**scope, CALLER: exchange.caller}, receive, send_with_headers)
 
     def _record(self, exchange: Exchange) -> None:
         status = exchange.status or CLIENT_CLOSED
@@ -159,4 +174,5 @@ def _fields(exchange: Exchange) -> dict[str, Any]:
         "method": exchange.method,
         "route": exchange.route,
         "model": exchange.model,
+        "key": exchange.caller.name,
     }
