@@ -49,9 +49,7 @@ async def test_a_caller_that_asks_for_usage_gets_it_and_its_body_is_untouched(ga
 
 async def test_the_head_of_a_stream_forbids_buffering_and_carries_the_request_id(gateway: Any) -> None:
     async with FakeEngine() as engine, gateway(engine) as running:
-        answer = await ask(
-            running.port, "/v1/chat/completions", CHAT, headers={"x-request-id": "abc-1"}
-        )
+        answer = await ask(running.port, "/v1/chat/completions", CHAT, headers={"x-request-id": "abc-1"})
         assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
         assert answer.headers["cache-control"] == "no-cache"
         assert answer.headers["x-accel-buffering"] == "no"
@@ -71,15 +69,18 @@ async def test_tokens_come_one_by_one_as_the_engine_sends_them(gateway: Any) -> 
         await reply.chunk(DONE)
         await reply.end()
 
-    async with FakeEngine(script) as engine, gateway(engine) as running:
-        async with await Caller.connect(running.port) as caller:
-            caller.send("/v1/chat/completions", CHAT)
-            await caller.head()
-            seen = b""
-            while token("first") not in seen:
-                seen += await caller.chunk()
-            held.set()
-            assert b"".join(await caller.chunks()) == token("second") + DONE
+    async with (
+        FakeEngine(script) as engine,
+        gateway(engine) as running,
+        await Caller.connect(running.port) as caller,
+    ):
+        caller.send("/v1/chat/completions", CHAT)
+        await caller.head()
+        seen = b""
+        while token("first") not in seen:
+            seen += await caller.chunk()
+        held.set()
+        assert b"".join(await caller.chunks()) == token("second") + DONE
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 50, 333])
@@ -96,7 +97,9 @@ async def test_whatever_the_engines_reads_are_each_write_holds_whole_events(gate
 
 async def test_framing_split_at_any_byte_is_read_the_same(gateway: Any) -> None:
     events = chat_events(["a", "b"], with_usage=False)
-    body = b"".join(b"%x;ext=1\r\n%b\r\n" % (len(item), item) for item in events) + b"0\r\nx-trailer: 1\r\n\r\n"
+    body = (
+        b"".join(b"%x;ext=1\r\n%b\r\n" % (len(item), item) for item in events) + b"0\r\nx-trailer: 1\r\n\r\n"
+    )
     wire = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n" + body
     for size in (1, 13):
         reads = [wire[at : at + size] for at in range(0, len(wire), size)]
@@ -131,13 +134,16 @@ async def test_a_connection_to_the_engine_is_reused(gateway: Any) -> None:
 
 
 async def test_a_callers_connection_serves_one_request_after_another(gateway: Any) -> None:
-    async with FakeEngine() as engine, gateway(engine) as running:
-        async with await Caller.connect(running.port) as caller:
-            for path, body in (("/chat/stream", {"message": "x"}), ("/v1/chat/completions", CHAT)):
-                caller.send(path, body)
-                assert (await caller.answer()).status == 200
-            caller.send("/health", method="GET")
+    async with (
+        FakeEngine() as engine,
+        gateway(engine) as running,
+        await Caller.connect(running.port) as caller,
+    ):
+        for path, body in (("/chat/stream", {"message": "x"}), ("/v1/chat/completions", CHAT)):
+            caller.send(path, body)
             assert (await caller.answer()).status == 200
+        caller.send("/health", method="GET")
+        assert (await caller.answer()).status == 200
 
 
 async def test_chat_stream_speaks_its_own_dialect(gateway: Any) -> None:

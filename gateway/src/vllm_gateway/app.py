@@ -208,6 +208,14 @@ class ManagementThread:
     def start(self) -> None:
         self._thread.start()
 
+    def port(self, seconds: float) -> int:
+        """The port in use, once it listens; for a setting of 0."""
+        until = time.monotonic() + seconds
+        while not self._server.started and time.monotonic() < until:
+            time.sleep(0.01)
+        port: int = self._server.servers[0].sockets[0].getsockname()[1]
+        return port
+
     def stop(self) -> None:
         self._server.should_exit = True
         self._thread.join(timeout=2)

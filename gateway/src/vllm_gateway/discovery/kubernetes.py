@@ -83,7 +83,9 @@ class KubeApi:
                 config.load_incluster_config(client_configuration=configuration)
             else:
                 # By name, since the client reads the variable only once, when it is imported.
-                await config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=configuration)
+                await config.load_kube_config(
+                    os.environ.get("KUBECONFIG"), client_configuration=configuration
+                )
             self._client = ApiClient(configuration)
             self._client.user_agent = f"vllm-gateway/{__version__}"
         return self._client

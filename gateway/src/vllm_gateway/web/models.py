@@ -63,7 +63,8 @@ def _state(model: Model) -> ModelState:
 def models_router(services: Services) -> APIRouter:
     router = APIRouter(tags=["models"])
 
-    @router.api_route("/models", methods=["GET", "HEAD"], operation_id="models")
+    @router.head("/models", include_in_schema=False)
+    @router.get("/models", operation_id="models")
     async def models() -> ModelStates:
         """Every model and its state."""
         return states(services.table())
