@@ -33,7 +33,13 @@ def _openai(path: str) -> Handler:
     async def handle(services: Services, exchange: Exchange) -> None:
         settings = services.settings
         body = await exchange.body(settings.limits)
-        request = openai.understand(body, services.table(), settings.limits, settings.default_model)
+        request = openai.understand(
+            body,
+            services.table(),
+            settings.limits,
+            can_stream=path in openai.STREAMING,
+            default=settings.default_model,
+        )
         dialect = openai.OpenAIDialect(settings.limits, strip_usage=request.strip_usage)
         await _relay(services, exchange, request, dialect, path)
 
