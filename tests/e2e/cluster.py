@@ -117,16 +117,15 @@ def running_requests(pod: str, namespace: str = "default") -> float:
 def port_forward(target: str, port: int, namespace: str = SYSTEM_NAMESPACE) -> Iterator[int]:
     """`kubectl port-forward` to a Service or pod; yields the local port that kubectl chose."""
     command = [tool("kubectl"), "-n", namespace, "port-forward", target, f":{port}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        found = re.search(r"127\.0\.0\.1:(\d+)", line)
-        assert found, f"port-forward to {target} said: {line!r}"
-        yield int(found[1])
-    finally:
-        process.terminate()
-        process.wait(timeout=10)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            found = re.search(r"127\.0\.0\.1:(\d+)", line)
+            assert found, f"port-forward to {target} said: {line!r}"
+            yield int(found[1])
+        finally:
+            process.terminate()
 
 
 def example(name: str) -> Manifest:

@@ -92,7 +92,7 @@ Script = Callable[[Reply], Awaitable[None]]
 
 
 class FakeEngine:
-    """Serves `script` on a port of its own; `GET /v1/models` is answered with `models` whatever the script."""
+    """Serves `script` on a port of its own; `GET /v1/models` always lists `models`."""
 
     def __init__(
         self, script: Script | None = None, *, models: Sequence[str] = ("m",), port: int = 0

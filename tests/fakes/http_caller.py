@@ -7,12 +7,21 @@ reset looks like.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import socket
 import struct
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
+
+
+async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 5.0) -> None:
+    """Waits until a condition, plain or async, is true; fails where it does not become so."""
+    async with asyncio.timeout(seconds):
+        while not (await found if inspect.isawaitable(found := condition()) else found):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import uvloop
 from engine import FakeEngine
+from http_caller import until
 from hypothesis import settings
 
 from vllm_gateway.app import Gateway, Server
 from vllm_gateway.settings import Settings
-
 
 # The same examples each time, and no deadline: a test run never fails by luck or by a busy machine.
 settings.register_profile("steady", derandomize=True, deadline=None)
@@ -27,15 +27,14 @@ settings.load_profile("steady")
 
 
 class QuietServer(Server):
-    """Leaves the process's signal handlers alone, and looks for its end more often than ten times a second."""
+    """Leaves the process's signal handlers alone, and sees its end sooner than in a tenth of a second."""
 
     async def main_loop(self) -> None:
         await self.on_tick(0)
-        while not self.should_exit:
-            await asyncio.sleep(0.002)
+        await until(lambda: self.should_exit, 60.0)
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+    def capture_signals(self) -> Iterator[None]:
         yield
 
 
@@ -57,13 +56,6 @@ class Running:
     async def settled(self) -> None:
         """Until nothing is in flight and no request task runs; fails after two seconds."""
         await until(lambda: not self.in_flight and not self.server.server_state.tasks)
-
-
-async def until(condition: Callable[[], bool], seconds: float = 2.0) -> None:
-    """Waits for a condition; fails where it does not come true."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 @contextlib.asynccontextmanager
@@ -108,11 +100,6 @@ def gateway(request: pytest.FixtureRequest) -> Serve:
 def raw_gateway() -> Serve:
     """As `gateway`, with the channel that ships: for what uvicorn's own protocol does not do."""
     return serve
-
-
-@pytest.fixture
-def wait_until() -> Callable[..., Any]:
-    return until
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -167,11 +167,13 @@ async def test_an_engines_refusal_keeps_its_words_in_this_familys_shape(gateway:
 
 async def test_reasoning_is_an_event_of_its_own_that_the_hook_ignores(gateway: Any) -> None:
     thought = fake.chat_chunk(delta={"reasoning": "hm"})
-    async with FakeEngine(fake.pieces([ROLE, thought, token("a"), DONE])) as engine:
-        async with gateway(engine) as running:
-            answer = await ask(running.port, "/chat/stream", {"message": "x"})
-            assert answer.body.startswith(b'data: {"reasoning": "hm"}\n\n')
-            assert (await render(running.port)).response == "a"
+    async with (
+        FakeEngine(fake.pieces([ROLE, thought, token("a"), DONE])) as engine,
+        gateway(engine) as running,
+    ):
+        answer = await ask(running.port, "/chat/stream", {"message": "x"})
+        assert answer.body.startswith(b'data: {"reasoning": "hm"}\n\n')
+        assert (await render(running.port)).response == "a"
 
 
 @given(st.text(min_size=1, max_size=3000))
@@ -190,11 +192,17 @@ def test_an_error_event_is_small_too(message: str) -> None:
     assert json.loads(event[6:])["error"]["code"] == "engine_error"
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda inner: (
-    st.lists(inner, max_size=3) | st.dictionaries(
-        st.sampled_from(["choices", "delta", "content", "usage", "error", "finish_reason", "message", "reasoning"]),
-        inner, max_size=4)
-), max_leaves=12))  # fmt: skip
+CHUNK_KEYS = ["choices", "delta", "content", "usage", "error", "finish_reason", "message", "reasoning"]
+CHUNKS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(CHUNK_KEYS), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(CHUNKS)
 def test_no_json_of_an_engine_breaks_the_translation(document: Any) -> None:
     stream = ChatStream("m")
     out = stream.block(b"data: " + json.dumps(document).encode() + b"\n\n") + stream.end()

@@ -12,17 +12,11 @@ from typing import Any
 
 import engine as fake
 from engine import DONE, ROLE, FakeEngine, chat_events, token
-from http_caller import Caller, ask, get
+from http_caller import Caller, ask, get, until
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
 UNARY = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 WHOLE = b"".join(chat_events(["Hel", "lo", "!"], with_usage=False))
-
-
-async def until(condition: Any, seconds: float = 2.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def test_a_request_pipelined_during_a_stream_is_answered_after_it(gateway: Any) -> None:
@@ -63,7 +57,9 @@ async def test_many_small_streams_pipelined_at_once(gateway: Any) -> None:
         await running.settled()
 
 
-async def test_an_http_1_0_caller_gets_the_bare_events_and_the_end_of_the_connection(raw_gateway: Any) -> None:
+async def test_an_http_1_0_caller_gets_the_bare_events_and_the_end_of_the_connection(
+    raw_gateway: Any,
+) -> None:
     async with FakeEngine() as engine, raw_gateway(engine) as running:
         answer = await ask(running.port, "/v1/chat/completions", CHAT, version="1.0")
         assert "transfer-encoding" not in answer.headers
@@ -84,16 +80,19 @@ async def test_connection_close_is_honoured(gateway: Any) -> None:
 
 
 async def test_head_has_the_heads_of_get_and_no_body(gateway: Any) -> None:
-    async with FakeEngine() as engine, gateway(engine) as running:
-        async with await Caller.connect(running.port) as caller:
-            for path in ("/health", "/models"):
-                caller.send(path, method="HEAD")
-                head = await caller.head()
-                assert head.status == 200
-                assert int(head.headers["content-length"]) > 0
-            caller.send("/chat/stream", method="HEAD")
+    async with (
+        FakeEngine() as engine,
+        gateway(engine) as running,
+        await Caller.connect(running.port) as caller,
+    ):
+        for path in ("/health", "/models"):
+            caller.send(path, method="HEAD")
             head = await caller.head()
-            assert head.status == 405
+            assert head.status == 200
+            assert int(head.headers["content-length"]) > 0
+        caller.send("/chat/stream", method="HEAD")
+        head = await caller.head()
+        assert head.status == 405
 
 
 async def test_an_offer_of_h2c_is_ignored(raw_gateway: Any) -> None:
@@ -104,12 +103,15 @@ async def test_an_offer_of_h2c_is_ignored(raw_gateway: Any) -> None:
 
 
 async def test_expect_100_continue_is_answered_before_the_body(gateway: Any) -> None:
-    async with FakeEngine() as engine, gateway(engine) as running:
-        async with await Caller.connect(running.port) as caller:
-            caller.send("/chat", headers={"content-length": "16", "expect": "100-continue"})
-            assert (await caller.head()).status == 100
-            caller.raw(b'{"message": "x"}')
-            assert (await caller.answer()).status == 200
+    async with (
+        FakeEngine() as engine,
+        gateway(engine) as running,
+        await Caller.connect(running.port) as caller,
+    ):
+        caller.send("/chat", headers={"content-length": "16", "expect": "100-continue"})
+        assert (await caller.head()).status == 100
+        caller.raw(b'{"message": "x"}')
+        assert (await caller.answer()).status == 200
 
 
 async def test_a_large_body_that_arrives_in_pieces_reaches_the_engine_unchanged(gateway: Any) -> None:
@@ -126,15 +128,18 @@ async def test_a_large_body_that_arrives_in_pieces_reaches_the_engine_unchanged(
 
 async def test_a_stream_that_is_cancelled_before_its_head_is_out_gets_one_head(gateway: Any) -> None:
     """The drain's deadline cancels a request that still waits for its engine."""
-    async with FakeEngine(fake.never) as engine, gateway(engine) as running:
-        async with await Caller.connect(running.port) as caller:
-            caller.send("/v1/chat/completions", CHAT)
-            await until(lambda: engine.active == 1)
-            for task in list(running.server.server_state.tasks):
-                task.cancel()
-            answer = await caller.answer()
-            assert (answer.status, answer.json()["error"]["code"]) == (503, "shutting_down")
-            await until(lambda: engine.active == 0)
+    async with (
+        FakeEngine(fake.never) as engine,
+        gateway(engine) as running,
+        await Caller.connect(running.port) as caller,
+    ):
+        caller.send("/v1/chat/completions", CHAT)
+        await until(lambda: engine.active == 1)
+        for task in list(running.server.server_state.tasks):
+            task.cancel()
+        answer = await caller.answer()
+        assert (answer.status, answer.json()["error"]["code"]) == (503, "shutting_down")
+        await until(lambda: engine.active == 0)
 
 
 async def test_a_stream_that_is_cancelled_in_the_middle_gets_one_error_event_and_no_second_head(
@@ -157,11 +162,14 @@ async def test_a_stream_that_is_cancelled_in_the_middle_gets_one_error_event_and
 
 
 async def test_a_caller_with_a_keep_alive_connection_can_come_back_after_an_error(gateway: Any) -> None:
-    async with FakeEngine() as engine, gateway(engine) as running:
-        async with await Caller.connect(running.port) as caller:
-            for body, status in ((b"{", 400), (CHAT | {"model": "x"}, 404), (CHAT, 200)):
-                caller.send("/v1/chat/completions", body)
-                assert (await caller.answer()).status == status
+    async with (
+        FakeEngine() as engine,
+        gateway(engine) as running,
+        await Caller.connect(running.port) as caller,
+    ):
+        for body, status in ((b"{", 400), (CHAT | {"model": "x"}, 404), (CHAT, 200)):
+            caller.send("/v1/chat/completions", body)
+            assert (await caller.answer()).status == status
 
 
 async def test_ipv6_is_written_with_brackets(raw_gateway: Any) -> None:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from engine import FakeEngine
-from http_caller import ask, get
+from http_caller import ask, get, until
 from kube_api import VLLM_MODELS, KubeApi, resource
 
 from vllm_gateway.discovery.kubernetes import KubernetesSource
@@ -28,7 +28,9 @@ from vllm_gateway.settings import BadSettings
 SLICES = resource("endpointslices")
 
 
-def model(name: str = "m", *, ready: str = "True", served: list[str] | None = None, **spec: Any) -> dict[str, Any]:
+def model(
+    name: str = "m", *, ready: str = "True", served: list[str] | None = None, **spec: Any
+) -> dict[str, Any]:
     condition = {"type": "Ready", "status": ready, "reason": "Loading", "message": "weights: 40 %"}
     return {
         "apiVersion": "vllm-fleet.dev/v1alpha1",
@@ -67,7 +69,9 @@ def slice_of(body: dict[str, Any], *endpoints: dict[str, Any], service_uid: str 
     }
 
 
-def add_slice(api: KubeApi, body: dict[str, Any], *endpoints: dict[str, Any], port: int = 8000) -> dict[str, Any]:
+def add_slice(
+    api: KubeApi, body: dict[str, Any], *endpoints: dict[str, Any], port: int = 8000
+) -> dict[str, Any]:
     """As the controllers make it: a Service, and a slice that it owns."""
     name = f"{body['metadata']['name']}-engine"
     service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": {}}
@@ -98,11 +102,6 @@ class Cluster:
         models = self.table().names.get(name, ())
         return {end.host for found in models for end in found.endpoints}
 
-    async def until(self, condition: Callable[[], bool], seconds: float = 5.0) -> None:
-        async with asyncio.timeout(seconds):
-            while not condition():
-                await asyncio.sleep(0.01)
-
 
 @pytest.fixture
 async def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
@@ -129,7 +128,7 @@ async def watching(
 async def test_a_ready_model_is_routed_by_its_full_name_and_its_granted_names(cluster: Cluster) -> None:
     body = cluster.add_model(served=["short", "other"], gateway={"firstTokenTimeout": "1m30s", "weight": 20})
     cluster.add_slice(body, endpoint(), endpoint("pod-2", "10.0.0.2"))
-    await cluster.until(lambda: cluster.addresses("ns/m") == {"10.0.0.1", "10.0.0.2"})
+    await until(lambda: cluster.addresses("ns/m") == {"10.0.0.1", "10.0.0.2"})
     table = cluster.table()
     assert table.complete
     assert set(table.names) == {"ns/m", "short", "other"}
@@ -140,7 +139,7 @@ async def test_a_ready_model_is_routed_by_its_full_name_and_its_granted_names(cl
 
 async def test_a_model_that_is_not_ready_says_why(cluster: Cluster) -> None:
     cluster.add_model(ready="False")
-    await cluster.until(lambda: "ns/m" in cluster.table().models)
+    await until(lambda: "ns/m" in cluster.table().models)
     found = cluster.table().models["ns/m"]
     assert (found.reason, found.message, found.endpoints) == ("Loading", "weights: 40 %", ())
 
@@ -148,56 +147,56 @@ async def test_a_model_that_is_not_ready_says_why(cluster: Cluster) -> None:
 async def test_a_pod_that_terminates_leaves_and_one_that_becomes_ready_joins(cluster: Cluster) -> None:
     body = cluster.add_model()
     made = cluster.add_slice(body, endpoint(), endpoint("pod-2", "10.0.0.2", ready=False))
-    await cluster.until(lambda: cluster.addresses("m") == {"10.0.0.1"})
+    await until(lambda: cluster.addresses("m") == {"10.0.0.1"})
     changed = [endpoint(terminating=True), endpoint("pod-2", "10.0.0.2")]
     cluster.api.patch(SLICES, "ns", made["metadata"]["name"], {"endpoints": changed})
-    await cluster.until(lambda: cluster.addresses("m") == {"10.0.0.2"})
+    await until(lambda: cluster.addresses("m") == {"10.0.0.2"})
 
 
 async def test_a_deleted_model_is_gone(cluster: Cluster) -> None:
     cluster.add_model()
-    await cluster.until(lambda: "m" in cluster.table().names)
+    await until(lambda: "m" in cluster.table().names)
     cluster.api.delete(VLLM_MODELS, "ns", "m")
-    await cluster.until(lambda: not cluster.table().models)
+    await until(lambda: not cluster.table().models)
     assert cluster.table().complete
 
 
 async def test_e18_a_deletion_that_the_watch_missed_heals_at_the_next_list(cluster: Cluster) -> None:
     body = cluster.add_model()
     cluster.add_slice(body, endpoint())
-    await cluster.until(lambda: cluster.addresses("m") == {"10.0.0.1"})
+    await until(lambda: cluster.addresses("m") == {"10.0.0.1"})
     await cluster.api.stop_listening()
     cluster.api.delete(SLICES, "ns", "m-engine-x")
     cluster.api.compact()  # the old version is too old: 410
     await cluster.api.start_listening()
-    await cluster.until(lambda: cluster.addresses("m") == set())
+    await until(lambda: cluster.addresses("m") == set())
 
 
 @pytest.mark.parametrize("code", [0, 410, 500])
 async def test_e18_a_watch_that_ends_goes_on(cluster: Cluster, code: int) -> None:
     cluster.add_model("one")
-    await cluster.until(lambda: "one" in cluster.table().names)
+    await until(lambda: "one" in cluster.table().names)
     for _ in range(3):  # the official client's Watch gives up at the second 410
         cluster.api.end_watches(code=code)
         await asyncio.sleep(0.05)
     cluster.add_model("two")
-    await cluster.until(lambda: {"one", "two"} <= set(cluster.table().names))
+    await until(lambda: {"one", "two"} <= set(cluster.table().names))
 
 
 async def test_e19_an_api_that_is_down_changes_nothing_that_is_served(cluster: Cluster) -> None:
     body = cluster.add_model()
     cluster.add_slice(body, endpoint())
-    await cluster.until(lambda: cluster.addresses("m") == {"10.0.0.1"})
+    await until(lambda: cluster.addresses("m") == {"10.0.0.1"})
     await cluster.api.stop_listening()
-    await cluster.until(lambda: bool(cluster.table().notes))
+    await until(lambda: bool(cluster.table().notes))
     assert cluster.addresses("m") == {"10.0.0.1"}
     assert cluster.table().complete
     assert "the Kubernetes API" in cluster.table().notes[0]
     assert cluster.source.age() > 0
     await cluster.api.start_listening()
-    await cluster.until(lambda: not cluster.table().notes)
+    await until(lambda: not cluster.table().notes)
     cluster.add_model("two")
-    await cluster.until(lambda: "two" in cluster.table().names)
+    await until(lambda: "two" in cluster.table().names)
 
 
 @pytest.mark.parametrize(("code", "words"), [(403, "refuses vllmmodels"), (404, "CRD"), (500, "refuses")])
@@ -211,11 +210,10 @@ async def test_a_refusal_is_said_and_heals(
         holder = TableHolder()
         source = KubernetesSource(holder, ())
         await source.start()
-        found = Cluster(api, holder, source)
         try:
-            await found.until(lambda: any(words in note for note in holder().notes))
+            await until(lambda: any(words in note for note in holder().notes))
             assert not holder().complete
-            await found.until(lambda: holder().complete and not holder().notes)
+            await until(lambda: holder().complete and not holder().notes)
         finally:
             await source.stop()
 
@@ -224,14 +222,14 @@ async def test_named_namespaces_alone_are_watched(tmp_path: Path, monkeypatch: p
     async with watching(tmp_path, monkeypatch, "a", "b") as cluster:
         for namespace in ("a", "b", "c"):
             cluster.add_model("m", namespace, served=[])
-        await cluster.until(lambda: set(cluster.table().models) == {"a/m", "b/m"})
+        await until(lambda: set(cluster.table().models) == {"a/m", "b/m"})
         assert not any(request.path.count("namespaces") == 0 for request in cluster.api.requests)
 
 
 async def test_long_lists_come_in_pages(cluster: Cluster) -> None:
     for number in range(3):
         cluster.add_model(f"m{number}")
-    await cluster.until(lambda: len(cluster.table().models) == 3)
+    await until(lambda: len(cluster.table().models) == 3)
     lists = [request for request in cluster.api.requests if not request.query.get("watch")]
     assert all(request.query["limit"] == "500" for request in lists)
 
@@ -243,14 +241,14 @@ async def test_requests_go_to_the_pods_of_the_model(
         monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
         monkeypatch.setenv("KUBECONFIG", str(api.write_kubeconfig(tmp_path / "config")))
         async with gateway() as running:
-            await Cluster(api, running.gateway.holder, running.gateway.source).until(
-                lambda: running.gateway.holder().complete
-            )
+            await until(lambda: running.gateway.holder().complete)
             body = api.create(VLLM_MODELS, "ns", model(ready="False"))
             api.patch_status(VLLM_MODELS, "ns", "m", model(ready="False")["status"])
-            async with asyncio.timeout(5):
-                while not (await get(running.port, "/models")).json()["models"]:
-                    await asyncio.sleep(0.02)
+
+            async def seen() -> bool:
+                return bool((await get(running.port, "/models")).json()["models"])
+
+            await until(seen)
             chat = {"model": "m", "messages": [], "stream": True}
             answer = await ask(running.port, "/v1/chat/completions", chat)
             assert answer.status == 503
@@ -260,9 +258,11 @@ async def test_requests_go_to_the_pods_of_the_model(
 
             add_slice(api, body, endpoint(address="127.0.0.1"), port=one.port)
             chat["model"] = "ns/m"
-            async with asyncio.timeout(5):
-                while (await ask(running.port, "/v1/chat/completions", chat)).status != 200:
-                    await asyncio.sleep(0.02)
+
+            async def seen() -> bool:
+                return bool((await ask(running.port, "/v1/chat/completions", chat)).status == 200)
+
+            await until(seen)
             assert one.seen[-1].json()["model"] == "m"  # the engine's name for it, in place
 
 
@@ -288,7 +288,9 @@ def stolen(**changes: Any) -> dict[str, Any]:
 
 def labelled(**labels: str) -> dict[str, Any]:
     made = stolen()
-    made["metadata"]["labels"] |= {key.replace("__", "/").replace("_", "-"): value for key, value in labels.items()}
+    made["metadata"]["labels"] |= {
+        key.replace("__", "/").replace("_", "-"): value for key, value in labels.items()
+    }
     return made
 
 

@@ -48,7 +48,9 @@ class Process:
 async def running_process(tmp_path: Path, engine: FakeEngine, **settings: str) -> AsyncIterator[Process]:
     port, management = free_port(), free_port()
     config = tmp_path / "gateway.yaml"
-    config.write_text(json.dumps({"host": "127.0.0.1", "port": port, "managementPort": management} | settings))
+    config.write_text(
+        json.dumps({"host": "127.0.0.1", "port": port, "managementPort": management} | settings)
+    )
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "vllm_gateway", "--config-file", str(config), "--vllm-url", engine.url,
         env={**os.environ, "VLLM_URL": "", "CONFIG_FILE": ""}, stdout=asyncio.subprocess.DEVNULL,
@@ -78,59 +80,65 @@ async def test_sigterm_serves_on_then_refuses_and_lets_a_stream_finish(tmp_path:
         await reply.chunk(token("b") + DONE)
         await reply.end()
 
-    async with FakeEngine(script) as engine:
-        async with running_process(tmp_path, engine, shutdownDelay="700ms", drainTimeout="20s") as gateway:
-            async with await Caller.connect(gateway.port) as caller:
-                caller.send("/v1/chat/completions", CHAT, headers={"x-request-id": "long"})
-                await caller.head()
-                await caller.chunk()
-                gateway.signal(signal.SIGTERM)
-                await asyncio.sleep(0.2)
+    async with (
+        FakeEngine(script) as engine,
+        running_process(tmp_path, engine, shutdownDelay="700ms", drainTimeout="20s") as gateway,
+    ):
+        async with await Caller.connect(gateway.port) as caller:
+            caller.send("/v1/chat/completions", CHAT, headers={"x-request-id": "long"})
+            await caller.head()
+            await caller.chunk()
+            gateway.signal(signal.SIGTERM)
+            await asyncio.sleep(0.2)
 
-                assert (await get(gateway.management, "/readyz")).status == 503
-                assert (await get(gateway.management, "/livez")).status == 200
-                assert (await get(gateway.port, "/health")).json()["status"] == "draining"
-                answer = await ask(gateway.port, "/v1/chat/completions", CHAT)
-                assert (answer.status, answer.headers["connection"]) == (200, "close")
-                assert answer.body.endswith(DONE)
+            assert (await get(gateway.management, "/readyz")).status == 503
+            assert (await get(gateway.management, "/livez")).status == 200
+            assert (await get(gateway.port, "/health")).json()["status"] == "draining"
+            answer = await ask(gateway.port, "/v1/chat/completions", CHAT)
+            assert (answer.status, answer.headers["connection"]) == (200, "close")
+            assert answer.body.endswith(DONE)
 
-                await refused(gateway.port)
-                assert (await get(gateway.management, "/load")).json()["draining"] is True
-                release.set()
-                assert b"".join(await caller.chunks()) == token("b") + DONE
-            assert await gateway.ended() == 0
+            await refused(gateway.port)
+            assert (await get(gateway.management, "/load")).json()["draining"] is True
+            release.set()
+            assert b"".join(await caller.chunks()) == token("b") + DONE
+        assert await gateway.ended() == 0
 
 
 async def test_a_stream_that_outlasts_the_drain_gets_one_error_event(tmp_path: Path) -> None:
     script = fake.forever(token("a"), first=[ROLE])
-    async with FakeEngine(script) as engine:
-        async with running_process(tmp_path, engine, shutdownDelay="0s", drainTimeout="300ms") as gateway:
-            async with await Caller.connect(gateway.port) as one, await Caller.connect(gateway.port) as other:
-                one.send("/v1/chat/completions", CHAT)
-                other.send("/chat/stream", {"message": "x"})
-                for caller in (one, other):
-                    await caller.head()
-                    await caller.chunk()
-                gateway.signal(signal.SIGTERM)
-                body = b"".join(await one.chunks())
-                assert body.endswith(b'"code": "shutting_down", "retry_after": 1}}\n\n' + DONE)
-                body = b"".join(await other.chunks())
-                assert b'"code": "shutting_down", "retry_after": 1}}\n\ndata: {"done": true' in body
-            assert await gateway.ended() == 0
-            assert engine.active == 0
+    async with (
+        FakeEngine(script) as engine,
+        running_process(tmp_path, engine, shutdownDelay="0s", drainTimeout="300ms") as gateway,
+    ):
+        async with await Caller.connect(gateway.port) as one, await Caller.connect(gateway.port) as other:
+            one.send("/v1/chat/completions", CHAT)
+            other.send("/chat/stream", {"message": "x"})
+            for caller in (one, other):
+                await caller.head()
+                await caller.chunk()
+            gateway.signal(signal.SIGTERM)
+            body = b"".join(await one.chunks())
+            assert body.endswith(b'"code": "shutting_down", "retry_after": 1}}\n\n' + DONE)
+            body = b"".join(await other.chunks())
+            assert b'"code": "shutting_down", "retry_after": 1}}\n\ndata: {"done": true' in body
+        assert await gateway.ended() == 0
+        assert engine.active == 0
 
 
 async def test_ctrl_c_does_not_wait_for_load_balancers_and_twice_does_not_wait_at_all(tmp_path: Path) -> None:
-    async with FakeEngine(fake.forever(token("a"), first=[ROLE])) as engine:
-        async with running_process(tmp_path, engine) as gateway:  # with the defaults: 10 s and 10 minutes
-            async with await Caller.connect(gateway.port) as caller:
-                caller.send("/v1/chat/completions", CHAT)
-                await caller.head()
-                gateway.signal(signal.SIGINT)
-                await refused(gateway.port)
-                assert gateway.process.returncode is None
-                gateway.signal(signal.SIGINT)
-                await gateway.ended()
+    async with (
+        FakeEngine(fake.forever(token("a"), first=[ROLE])) as engine,
+        running_process(tmp_path, engine) as gateway,
+        await Caller.connect(gateway.port) as caller,
+    ):
+        caller.send("/v1/chat/completions", CHAT)
+        await caller.head()
+        gateway.signal(signal.SIGINT)
+        await refused(gateway.port)
+        assert gateway.process.returncode is None
+        gateway.signal(signal.SIGINT)
+        await gateway.ended()
 
 
 async def refused(port: int) -> None:

@@ -6,6 +6,7 @@ never taken for a body; heads and the framing that they announce.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import httptools
@@ -17,7 +18,7 @@ from vllm_gateway.errors import UpstreamFailure
 from vllm_gateway.upstream.http1 import ChunkedBody, EofBody, LengthBody, NoBody, parse_head
 
 CHUNKS = st.lists(st.binary(min_size=1, max_size=40), max_size=8)
-EXTENSIONS = st.sampled_from([b"", b";a=b", b" ;x"])
+EXTENSIONS = st.sampled_from([b"", b";a=b", b";x"])
 TRAILERS = st.sampled_from([b"", b"x: y\r\n", b"x: y\r\nz: 1\r\n"])
 
 
@@ -28,7 +29,7 @@ def encode(chunks: list[bytes], extension: bytes, trailers: bytes) -> bytes:
 
 def cut(data: bytes, points: list[int]) -> list[bytes]:
     at = sorted({0, len(data), *(point % (len(data) + 1) for point in points)})
-    return [data[start:end] for start, end in zip(at, at[1:], strict=False)]
+    return [data[start:end] for start, end in itertools.pairwise(at)]
 
 
 @given(CHUNKS, EXTENSIONS, TRAILERS, st.lists(st.integers(0, 10_000), max_size=12))
@@ -65,7 +66,12 @@ class Oracle:
 HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
-@given(st.lists(st.sampled_from([b"1", b"a", b"0", b"\r\n", b"\r", b"\n", b"x", b" ", b";", b"5\r\nhello"]), max_size=12))
+@given(
+    st.lists(
+        st.sampled_from([b"1", b"a", b"0", b"\r\n", b"\r", b"\n", b"x", b" ", b";", b"5\r\nhello"]),
+        max_size=12,
+    )
+)
 def test_whatever_httptools_refuses_is_refused_or_left_incomplete(tokens: list[bytes]) -> None:
     data = b"".join(tokens)
     oracle = Oracle()
@@ -99,10 +105,8 @@ def test_lines_without_end_and_chunks_over_their_size_are_refused(data: bytes) -
 
 
 def test_trailers_are_bounded() -> None:
-    body = ChunkedBody()
     with pytest.raises(UpstreamFailure, match="trailers"):
-        for _ in range(100):
-            body.feed(b"0\r\n" if _ == 0 else b"x" * 1000)
+        ChunkedBody().feed(b"0\r\nx: " + b"y" * 10_000)
 
 
 HEADS: dict[str, tuple[bytes, type[Any], bool]] = {

@@ -13,7 +13,19 @@ from hypothesis import strategies as st
 from vllm_gateway.upstream.sse import MAX_HELD, Events, data_of, has_data, last_event_end, split
 
 PARTS = st.sampled_from(
-    [b"data: x", b"data: {}", b": ping", b"event: e", b"\n", b"\r", b"\r\n", b"\n\n", b"\r\n\r\n", b"\xf0\x9f", b"d"]
+    [
+        b"data: x",
+        b"data: {}",
+        b": ping",
+        b"event: e",
+        b"\n",
+        b"\r",
+        b"\r\n",
+        b"\n\n",
+        b"\r\n\r\n",
+        b"\xf0\x9f",
+        b"d",
+    ]
 )
 
 
@@ -30,7 +42,8 @@ def test_any_split_of_any_stream_comes_out_unchanged_and_in_whole_events(
         out.append(block)
     sent = b"".join(out)
     assert sent + events.rest() == whole
-    assert last_event_end(whole) in (len(sent), len(sent) + 1)  # a CR at a read's end may yet become CRLF
+    # What a whole read would have released too, but for further empty lines: they end nothing.
+    assert not whole[len(sent) : last_event_end(whole)].strip(b"\r\n")
 
 
 @given(st.lists(PARTS, max_size=30))
@@ -39,7 +52,7 @@ def test_a_block_splits_into_its_events_without_loss(parts: list[bytes]) -> None
     assert b"".join(split(block)) == block
 
 
-@given(st.lists(st.text(alphabet="ab :\"\\é", min_size=1, max_size=10), min_size=1, max_size=6))
+@given(st.lists(st.text(alphabet='ab :"\\é', min_size=1, max_size=10), min_size=1, max_size=6))
 def test_the_data_of_every_event_is_found(texts: list[str]) -> None:
     block = b"".join(b"data: " + text.encode() + b"\n\n" for text in texts)
     assert [data_of(event) for event in split(block)] == [text.encode() for text in texts]
@@ -50,10 +63,10 @@ def test_an_event_without_end_is_let_through_in_pieces_and_marked() -> None:
     sent = b""
     for _ in range(100):
         sent += events.feed(b"x" * 10_000)
-    assert events.inside
     assert 1_000_000 - len(sent) <= MAX_HELD
+    inside = [events.inside]
     sent += events.feed(b"\n\n")
-    assert not events.inside
+    assert [*inside, events.inside] == [True, False]
     assert len(sent) == 1_000_002
 
 

@@ -69,15 +69,18 @@ async def test_tokens_come_one_by_one_as_the_engine_sends_them(gateway: Any) -> 
         await reply.chunk(DONE)
         await reply.end()
 
-    async with FakeEngine(script) as engine, gateway(engine) as running:
-        async with await Caller.connect(running.port) as caller:
-            caller.send("/v1/chat/completions", CHAT)
-            await caller.head()
-            seen = b""
-            while token("first") not in seen:
-                seen += await caller.chunk()
-            held.set()
-            assert b"".join(await caller.chunks()) == token("second") + DONE
+    async with (
+        FakeEngine(script) as engine,
+        gateway(engine) as running,
+        await Caller.connect(running.port) as caller,
+    ):
+        caller.send("/v1/chat/completions", CHAT)
+        await caller.head()
+        seen = b""
+        while token("first") not in seen:
+            seen += await caller.chunk()
+        held.set()
+        assert b"".join(await caller.chunks()) == token("second") + DONE
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 50, 333])
@@ -131,13 +134,16 @@ async def test_a_connection_to_the_engine_is_reused(gateway: Any) -> None:
 
 
 async def test_a_callers_connection_serves_one_request_after_another(gateway: Any) -> None:
-    async with FakeEngine() as engine, gateway(engine) as running:
-        async with await Caller.connect(running.port) as caller:
-            for path, body in (("/chat/stream", {"message": "x"}), ("/v1/chat/completions", CHAT)):
-                caller.send(path, body)
-                assert (await caller.answer()).status == 200
-            caller.send("/health", method="GET")
+    async with (
+        FakeEngine() as engine,
+        gateway(engine) as running,
+        await Caller.connect(running.port) as caller,
+    ):
+        for path, body in (("/chat/stream", {"message": "x"}), ("/v1/chat/completions", CHAT)):
+            caller.send(path, body)
             assert (await caller.answer()).status == 200
+        caller.send("/health", method="GET")
+        assert (await caller.answer()).status == 200
 
 
 async def test_chat_stream_speaks_its_own_dialect(gateway: Any) -> None:

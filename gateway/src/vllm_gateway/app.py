@@ -15,6 +15,7 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from prometheus_client import disable_created_metrics
 
 from vllm_gateway import __version__
 from vllm_gateway.discovery.source import Source, TableHolder
@@ -43,6 +44,7 @@ from vllm_gateway.web.services import Lifecycle, Services
 
 _LOG = logging.getLogger("vllm_gateway")
 _CLEANUP_SECONDS = 5.0
+_FLUSH_POLLS = 50
 _BEAT_SECONDS = 1.0
 _POLL_SECONDS = 0.1
 
@@ -144,7 +146,15 @@ class Server(uvicorn.Server):
         self._drain_timeout = settings.drain_timeout
         self._lifecycle = gateway.services.lifecycle
         self._drain: asyncio.Task[None] | None = None
+        self._source = ", ".join(backend.url for backend in settings.backends) or "kubernetes"
         gateway.metrics.readings.connections = lambda: len(self.server_state.connections)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in self.servers if self.started else ():
+            host, port, *_ = listener.sockets[0].getsockname()
+            where = {"url": f"http://{f'[{host}]' if ':' in host else host}:{port}", "source": self._source}
+            _LOG.info("listening", extra={"fields": where})
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -194,7 +204,10 @@ class Server(uvicorn.Server):
         await self._wait_for_requests(_CLEANUP_SECONDS)
         for connection in list(self.server_state.connections):
             connection.shutdown()
-        await asyncio.sleep(0)  # lets closing transports write what they hold
+        for _ in range(_FLUSH_POLLS):  # closing transports still write what they hold
+            if not self.server_state.connections:
+                break
+            await asyncio.sleep(0.02)
         await self.lifespan.shutdown()
         _LOG.info("stopped")
 
@@ -245,6 +258,14 @@ class ManagementThread:
     def start(self) -> None:
         self._thread.start()
 
+    def port(self, seconds: float) -> int:
+        """The port in use, once it listens; for a setting of 0."""
+        until = time.monotonic() + seconds
+        while not self._server.started and time.monotonic() < until:
+            time.sleep(0.01)
+        port: int = self._server.servers[0].sockets[0].getsockname()[1]
+        return port
+
     def stop(self) -> None:
         self._server.should_exit = True
         self._thread.join(timeout=2)
@@ -252,6 +273,8 @@ class ManagementThread:
 
 def run(settings: Settings) -> None:
     """Serves until a signal. Raises OSError where a port is taken."""
+    # Otherwise each counter has a second series, which no dashboard reads.
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     gateway = Gateway(settings)
     for port in {settings.port, settings.management_port} - {0}:
         _check_free(settings.host, port)

@@ -174,5 +174,5 @@ def configure_logging(level: str, *, as_json: bool) -> None:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(LineFormatter(as_json=as_json))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.getLogger("uvicorn.access").disabled = True
-    logging.getLogger("asyncio").setLevel("WARNING")
+    for name in ("uvicorn", "asyncio"):  # their news are in our words: listening, draining, stopped
+        logging.getLogger(name).setLevel("WARNING")

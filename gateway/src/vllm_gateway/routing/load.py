@@ -28,11 +28,12 @@ class Load:
         """Counts one request from `with` to its end, however it ends."""
         return Lease(self, model.key, endpoint.id)
 
-    def idle_seconds(self, key: str, since: float) -> float:
-        """Seconds since the model last had a request; since `since` if it never had one."""
+    def idle_seconds(self, key: str, never: float) -> float:
+        """Seconds since the model last had a request; `never` if it has not had one."""
         if self.by_model[key]:
             return 0.0
-        return max(0.0, self._clock() - self.last_busy.get(key, since))
+        last = self.last_busy.get(key)
+        return never if last is None else max(0.0, self._clock() - last)
 
     def take(self, model: str, endpoint: str) -> None:
         self.by_model[model] += 1

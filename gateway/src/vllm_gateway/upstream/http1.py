@@ -17,7 +17,8 @@ from vllm_gateway.errors import UpstreamFailure
 MAX_HEAD_BYTES = 64 * 1024
 _MAX_CHUNK_LINE = 256
 _MAX_TRAILER_BYTES = 8 * 1024
-_CHUNK_LINE = re.compile(rb"([0-9a-fA-F]{1,8})[ \t]*(?:;[^\r\n]*)?\r\n")
+_CHUNK_LINE = re.compile(rb"([0-9a-fA-F]{1,8})(?:;[^\r\n]*)?\r\n")
+_TRAILERS = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\r\n\0]*\r\n)*\r\n")
 _DIGITS = re.compile(rb"[0-9]{1,18}")
 
 
@@ -133,15 +134,12 @@ class ChunkedBody:
         return len(data)
 
     def _trailers(self, data: bytes, line_start: int, position: int) -> int:
-        if data.startswith(b"\r\n", position):
+        trailers = _TRAILERS.match(data, position)
+        if trailers is not None:
             self.done = True
-            return position + 2
-        end = data.find(b"\r\n\r\n", position)
-        if end >= 0:
-            self.done = True
-            return end + 4
-        if len(data) - position > _MAX_TRAILER_BYTES:
-            raise UpstreamFailure("bad_response", "the trailers are too long")
+            return trailers.end()
+        if b"\r\n\r\n" in data[position:] or len(data) - position > _MAX_TRAILER_BYTES:
+            raise UpstreamFailure("bad_response", "the trailers are broken or too long")
         self._held = data[line_start:]
         return len(data)
 

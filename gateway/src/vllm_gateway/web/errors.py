@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from vllm_gateway.errors import GatewayError, bad_request, openai_error
+from vllm_gateway.errors import GatewayError, bad_request, internal_error, openai_error
 
 
 def response_for(error: GatewayError) -> Response:
@@ -36,7 +36,12 @@ async def _invalid(_: Request, error: RequestValidationError) -> Response:
     return response_for(bad_request(str(error)))
 
 
+async def _unexpected(_: Request, __: Exception) -> Response:
+    return response_for(internal_error())
+
+
 def register(app: FastAPI) -> None:
     app.exception_handler(GatewayError)(_gateway_error)
     app.exception_handler(HTTPException)(_http_error)
     app.exception_handler(RequestValidationError)(_invalid)
+    app.exception_handler(Exception)(_unexpected)

@@ -30,9 +30,8 @@ class Health(BaseModel):
 def health_router(services: Services) -> APIRouter:
     router = APIRouter(tags=["health"])
 
-    @router.api_route(
-        "/health", methods=["GET", "HEAD"], operation_id="health", responses={503: {"model": Health}}
-    )
+    @router.head("/health", include_in_schema=False)
+    @router.get("/health", operation_id="health", responses={503: {"model": Health}})
     async def health(request: Request, response: Response) -> Health:
         """Whether this gateway should get requests, and the models behind it. 503 while it drains."""
         table = services.admission.public_view(services.table(), dict(request.headers.raw))

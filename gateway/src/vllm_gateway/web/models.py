@@ -66,7 +66,8 @@ def models_router(services: Services) -> APIRouter:
     def seen(request: Request) -> Table:
         return services.admission.view(services.table(), request.scope[CALLER])
 
-    @router.api_route("/models", methods=["GET", "HEAD"], operation_id="models")
+    @router.head("/models", include_in_schema=False)
+    @router.get("/models", operation_id="models")
     async def models(request: Request) -> ModelStates:
         """Every model that the caller may use, and its state."""
         return states(seen(request))

@@ -15,7 +15,8 @@ from vllm_gateway.settings import RequestLimits
 from vllm_gateway.upstream import sse
 from vllm_gateway.web.dialect import Account
 
-ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+STREAMING = ("/v1/chat/completions", "/v1/completions")
+ROUTES = (*STREAMING, "/v1/embeddings")
 _KEYS = frozenset({"model", "stream", "stream_options", "messages", "prompt"})
 _MAX_NAME = 256
 _USAGE_ON = b'{"include_usage":true}'
@@ -34,12 +35,14 @@ class Request:
     prefix: Callable[[], str]
 
 
-def understand(body: bytes, table: Table, limits: RequestLimits, default: str | None = None) -> Request:
+def understand(
+    body: bytes, table: Table, limits: RequestLimits, *, can_stream: bool, default: str | None
+) -> Request:
     """Reads what the gateway acts on. Raises GatewayError: 400, 404, or 503 while no model is known."""
     spans = envelope.find(body, _KEYS, max_depth=limits.json_depth, max_items=limits.json_items)
     name = _model_name(body, spans.get("model"))
     models = table.resolve(name) if name is not None else choose_default(table, default)
-    stream = _flag(body, spans.get("stream"), "stream")
+    stream = _flag(body, spans.get("stream"), "stream") and can_stream
     changes, strip = _ask_for_usage(body, spans) if stream else ([], False)
     model_span = spans.get("model")
 

@@ -87,7 +87,8 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._refusal is not None:
             return
         in_head = self._in_head
-        if b"pgrade" in data and (in_head or self.cycle is None or not self.cycle.more_body):
+        cycle: RequestResponseCycle | None = self.cycle
+        if b"pgrade" in data and (in_head or cycle is None or not cycle.more_body):
             data = _without_upgrade(data)
         super().data_received(data)
         if in_head and self._in_head:  # a head over several reads: the parser holds what it has not reported

@@ -39,7 +39,10 @@ def _openai(path: str) -> Handler:
         settings = services.settings
         body = await exchange.body(settings.limits)
         table = services.admission.view(services.table(), exchange.caller)
-        request = openai.understand(body, table, settings.limits, settings.default_model)
+        streams = path in openai.STREAMING
+        request = openai.understand(
+            body, table, settings.limits, can_stream=streams, default=settings.default_model
+        )
         dialect = openai.OpenAIDialect(settings.limits, strip_usage=request.strip_usage)
         await _relay(services, exchange, request, dialect, path, body)
 

@@ -1,0 +1,189 @@
+"""The management port and what it reports.
+
+Proves: it answers while the request loop is blocked; /livez fails when that loop hangs; /load has the shape
+that the operator scales by; metrics have bounded labels and count what happened; the access log has one
+line a request, without bodies or keys; FastAPI's document covers the relayed routes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+import urllib.request
+from typing import Any
+
+import engine as fake
+import pytest
+from engine import ROLE, FakeEngine, token
+from http_caller import Caller, ask, get
+
+from vllm_gateway.app import Gateway, ManagementThread
+from vllm_gateway.settings import Settings
+from vllm_gateway.telemetry import Gaps, LineFormatter
+from vllm_gateway.web.health import Management, load_report
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+
+
+async def ask_management(running: Any, path: str, method: str = "GET") -> tuple[int, str]:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await Management(running.gateway.services)({"type": "http", "path": path, "method": method}, None, send)  # type: ignore[arg-type]
+    return sent[0]["status"], sent[1]["body"].decode()
+
+
+async def test_the_load_report_counts_requests_by_model_and_pod(gateway: Any) -> None:
+    script = fake.forever(token("a"), first=[ROLE])
+    async with FakeEngine(script) as engine, gateway(engine) as running:
+        async with await Caller.connect(running.port) as caller:
+            caller.send("/v1/chat/completions", CHAT)
+            await caller.head()
+            report = load_report(running.gateway.services)
+            model = report["models"]["m"]
+            assert model == {
+                "in_flight": 1,
+                "queued": 0,
+                "oldest_queued_seconds": 0.0,
+                "idle_seconds": 0.0,
+                "endpoints": {engine.url: 1},
+            }
+        await running.settled()
+        await asyncio.sleep(0.02)
+        report = load_report(running.gateway.services)
+        assert report["models"]["m"]["in_flight"] == 0
+        assert 0 < report["models"]["m"]["idle_seconds"] < 5
+        assert report["draining"] is False
+        assert abs(report["started_at"] - time.time()) < 60
+
+
+async def test_probes_say_what_is_wrong(gateway: Any) -> None:
+    async with FakeEngine() as engine, gateway(engine) as running:
+        assert await ask_management(running, "/livez") == (200, "ok\n")
+        assert await ask_management(running, "/readyz") == (200, "ok\n")
+        assert (await ask_management(running, "/nothing"))[0] == 404
+        assert (await ask_management(running, "/metrics", "POST"))[0] == 405
+        running.gateway.services.lifecycle.draining = True
+        assert await ask_management(running, "/readyz") == (503, "draining\n")
+        assert (await get(running.port, "/health")).status == 503
+    async with gateway(engine) as running:  # the engine is gone
+        status, text = await ask_management(running, "/readyz")
+        assert status == 503
+        assert engine.url in text
+
+
+def test_the_management_port_answers_while_the_request_loop_hangs() -> None:
+    settings = Settings.model_validate(
+        {"host": "127.0.0.1", "managementPort": 0, "backends": [{"url": "http://127.0.0.1:1"}]}
+    )
+    gateway = Gateway(settings)
+    thread = ManagementThread(gateway.services)
+    thread.start()
+    try:
+        gateway.services.lifecycle.beat = time.monotonic() - 31  # no loop runs here: as if it hung
+        port = thread.port(5.0)
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/livez", timeout=5)
+        assert caught.value.code == 503
+        caught.value.close()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            assert b"vllm_gateway_table_age_seconds" in answer.read()
+    finally:
+        thread.stop()
+
+
+async def test_metrics_count_what_happened(gateway: Any) -> None:
+    async with FakeEngine(fake.stream(["a"] * 5, delay=0.01)) as engine, gateway(engine) as running:
+        async with await Caller.connect(running.port) as caller:
+            caller.send("/v1/chat/completions", CHAT)
+            await caller.head()
+            assert running.metric("in_flight", model="m") == 1
+            assert running.metric("connections") == 1
+            await caller.chunks()
+        await ask(running.port, "/chat", {"message": "x"})
+        await running.settled()
+        assert running.metric("in_flight", model="m") == 0
+        assert running.metric("requests_total", model="m", route="/v1/chat/completions", code="200") == 1
+        assert running.metric("request_duration_seconds_count", model="m", route="/chat") == 1
+        assert running.metric("time_to_first_token_seconds_count", model="m") == 1
+        assert running.metric("inter_token_seconds_count", model="m") >= 5
+        assert 0.03 < running.metric("inter_token_seconds_sum", model="m") < 5
+        assert running.metric("tokens_total", model="m", key="anonymous", kind="completion") == 10
+        text = (await ask_management(running, "/metrics"))[1]
+        assert "# TYPE vllm_gateway_requests_total counter" in text
+
+
+async def test_tokens_of_a_stream_that_broke_are_counted_by_its_events(gateway: Any) -> None:
+    script = fake.pieces([ROLE, *[token("a")] * 4], then="reset")
+    async with FakeEngine(script) as engine, gateway(engine) as running:
+        await ask(running.port, "/v1/chat/completions", CHAT)
+        await running.settled()
+        assert running.metric("tokens_total", model="m", key="anonymous", kind="completion") == 4
+
+
+def test_gaps_are_a_histogram() -> None:
+    gaps = Gaps()
+    for seconds, events in ((0.0005, 1), (0.02, 3), (100.0, 1)):
+        gaps.observe(seconds, events)
+    buckets = dict(gaps.buckets())
+    assert buckets["0.001"] == 3  # one gap, and two events that came along with another
+    assert (buckets["0.025"], buckets["60.0"], buckets["+Inf"]) == (4, 4, 5)
+    assert gaps.total == pytest.approx(100.0205)
+
+
+async def test_the_access_log_has_one_line_a_request_and_no_secrets(
+    gateway: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "vllm_gateway.access")
+    async with FakeEngine() as engine, gateway(engine) as running:
+        headers = {"authorization": "Bearer s3cret", "x-request-id": "r1"}
+        await ask(running.port, "/v1/chat/completions", CHAT, headers=headers)
+        await ask(running.port, "/v1/chat/completions", CHAT | {"model": "zzz"})
+        await running.settled()
+    lines = [record for record in caplog.records if record.name == "vllm_gateway.access"]
+    assert len(lines) == 2
+    fields: dict[str, Any] = lines[0].fields  # type: ignore[attr-defined]
+    assert fields.pop("seconds") >= 0
+    assert fields == {
+        "request_id": "r1",
+        "method": "POST",
+        "route": "/v1/chat/completions",
+        "model": "m",
+        "status": 200,
+        "outcome": "complete",
+    }
+    text = LineFormatter(as_json=True).format(lines[1])
+    assert json.loads(text)["outcome"] == "model_not_found"
+    assert not {"s3cret", "hi", "zzz"} & set(text.replace('"', " ").split())
+    assert "\n" not in LineFormatter(as_json=False).format(lines[1])
+
+
+async def test_the_openapi_document_has_every_route(gateway: Any) -> None:
+    async with FakeEngine() as engine, gateway(engine) as running:
+        document = (await get(running.port, "/openapi.json")).json()
+        assert {"/chat", "/chat/stream", "/v1/chat/completions", "/models", "/health"} <= set(
+            document["paths"]
+        )
+        names = set(document["components"]["schemas"])
+        assert {"ChatRequest", "ChatResponse", "ChatMessage", "ChatUsage"} <= names
+        text = json.dumps(document)
+        for part in text.split('"$ref": "#/components/schemas/')[1:]:
+            assert part.split('"')[0] in names
+        assert (await get(running.port, "/docs")).status == 200
+
+
+async def test_one_model_can_be_asked_for(gateway: Any) -> None:
+    async with FakeEngine(models=["org/name"]) as engine, gateway(engine) as running:
+        assert (await get(running.port, "/v1/models/org/name")).json()["id"] == "org/name"
+        assert (await get(running.port, "/v1/models/other")).status == 404
+        listed = (await get(running.port, "/v1/models")).json()
+        assert listed["data"][0] == {
+            "id": "org/name",
+            "object": "model",
+            "created": 1,
+            "owned_by": "vllm-fleet",
+        }
