@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -74,7 +74,7 @@ class _Key(_Part):
 
 
 class _File(_Part):
-    keys: tuple[_Key, ...] = ()
+    keys: tuple[_Key, ...]
 
 
 ANONYMOUS_NAME = "anonymous"
@@ -175,16 +175,15 @@ def _parse(file: Path) -> _File:
     if len(text) > MAX_FILE_BYTES:
         raise BadKeys(f"{file} is larger than {MAX_FILE_BYTES} bytes")
     try:
-        return _File.model_validate(_load(text))
+        document = yaml.safe_load(text)
+        if document is None:  # as while somebody writes it: never the wish to let nobody in
+            raise BadKeys(f"{file} is empty; write 'keys: []' for no keys")
+        return _File.model_validate(document)
     except (yaml.YAMLError, RecursionError):
         # Without the parser's words: they quote the line, which may hold a key.
         raise BadKeys(f"{file} is not valid YAML") from None
     except ValidationError as error:
         raise BadKeys(f"{file}: {describe_errors(error, with_values=False)}") from None
-
-
-def _load(text: bytes) -> Any:
-    return yaml.safe_load(text) or {}
 
 
 def _digest(secret: bytes) -> str:

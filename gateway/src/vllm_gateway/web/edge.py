@@ -20,6 +20,7 @@ from vllm_gateway.errors import (
     openai_error,
     shutting_down,
 )
+from vllm_gateway.policy.keys import ANONYMOUS
 from vllm_gateway.policy.limits import request_id
 from vllm_gateway.web.channel import Headers, Message, Receive, Scope, Send, channel_for
 from vllm_gateway.web.cors import CorsPolicy, is_preflight
@@ -169,10 +170,10 @@ def _not_post(method: str, path: str) -> GatewayError:
 
 
 def _fields(exchange: Exchange) -> dict[str, Any]:
-    return {
+    key = {} if exchange.caller is ANONYMOUS else {"key": exchange.caller.name}
+    return key | {
         "request_id": exchange.request_id,
         "method": exchange.method,
         "route": exchange.route,
         "model": exchange.model,
-        "key": exchange.caller.name,
     }
