@@ -238,6 +238,7 @@ async def test_a_key_stays_with_its_canary(gateway: Any, tmp_path: Path) -> None
                 await ask(running.port, "/chat", SIMPLE | {"model": "chat"}, headers=headers)
             assert len(canary.seen) - before in (0, 3)
         assert 0 < len(canary.seen) < 60
+        await running.settled()
         assert running.metric("requests_total", model="ns/canary", route="/chat", code="200") == len(
             canary.seen
         )
