@@ -1,7 +1,7 @@
 """Invalid VLLMModels before the real API server and the running operator.
 
 Proves: each row of the table that tests/operator runs through `parse` is refused by the API server, or
-answered with Accepted=False, in words that name the field; nothing is made for it; the models beside it go on.
+answered with Accepted=False, in words that name the field; nothing is made for it, and others go on.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Streams one chat through the gateway's OpenAI-compatible API, with OpenAI's own client (pip install openai).
+"""Streams one chat through the gateway's OpenAI-compatible API, with OpenAI's own client (pip install openai)
 
-Usage: openai_chat.py BASE_URL MODEL QUESTION, as in: openai_chat.py http://127.0.0.1:3000/v1 smollm2 "Say hello."
+Usage: openai_chat.py BASE_URL MODEL QUESTION
+For example: openai_chat.py http://127.0.0.1:3000/v1 smollm2 "Say hello."
 """
 
 import sys
