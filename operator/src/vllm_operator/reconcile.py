@@ -66,7 +66,8 @@ class Reconciler:
         try:
             return await self._bring(model)
         except ModelGone:
-            self._world.fleet.remove(key, meta.uid)
+            for concerned in self._world.fleet.remove(key, meta.uid) - {key}:
+                self._world.enqueue(concerned)  # a short name may have become free
             return "gone", None
 
     async def _refuse(self, meta: Metadata, before: Status, refusal: Refusal) -> tuple[str, float | None]:
