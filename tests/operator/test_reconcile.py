@@ -227,7 +227,7 @@ async def test_nothing_is_made_for_a_model_that_is_gone(rig: Rig) -> None:
     await rig.reconcile()
     bodies = rig.api.objects(VLLM_MODELS)
     rig.api.delete(VLLM_MODELS, "ns", "m")
-    await eventually(lambda: not rig.world.pods(KEY) and rig._caught_up())
+    await eventually(rig._caught_up)
     rig.world.fleet.replace(bodies, rig.api.store.version)
     rig.api.requests.clear()
     await rig._reconciler(KEY)
@@ -378,6 +378,15 @@ async def test_trouble_is_looked_at_again_when_the_start_budget_is_spent(rig: Ri
         "CrashLooping",
         "the engine ended with exit code 1: ValueError: no such parser",
     )
+
+
+async def test_pods_of_a_former_model_do_not_count(rig: Rig) -> None:
+    rig.model()
+    await rig.reconcile()
+    rig.pod()
+    rig.api.patch(PODS, "ns", "p", {"metadata": {"labels": {"vllm-fleet.dev/model-uid": "former"}}})
+    await rig.reconcile()
+    assert rig.status()["readyReplicas"] == 0
 
 
 async def test_events_are_few_and_carry_the_reason(rig: Rig) -> None:
