@@ -189,5 +189,4 @@ def report(targets: list[Target], options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.set_event_loop_policy(None)
     main()
