@@ -17,6 +17,7 @@ def main() -> None:
     stream = client.chat.completions.create(
         model=model,
         messages=[{"role": "user", "content": question}],
+        temperature=0,
         max_tokens=64,
         stream=True,
         stream_options={"include_usage": True},

@@ -25,7 +25,7 @@ NAMESPACE = "vllm-fleet"
 MODEL = "smollm2"
 EXAMPLE = ROOT / "k8s" / "examples" / "smollm2.yaml"
 READY_SECONDS = 600
-QUESTION = "Explain in two sentences why the sky is blue."
+QUESTION = "Why is the sky blue? Answer in two sentences."
 LOG = LOGS / "demo.log"
 
 
@@ -129,7 +129,7 @@ def chat_stream(port: int) -> None:
     wait_until_routed(port)
     say(f"\nPOST /chat/stream: {QUESTION}")
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    body = json.dumps({"message": QUESTION, "max_tokens": 96})
+    body = json.dumps({"message": QUESTION, "temperature": 0, "max_tokens": 96})
     connection.request("POST", "/chat/stream", body, {"content-type": "application/json"})
     response = connection.getresponse()
     if response.status != 200:
@@ -150,7 +150,8 @@ def openai_chat(port: int) -> None:
     say("\nThe same gateway through OpenAI's Python client:")
     client = ROOT / "k8s" / "examples" / "clients" / "openai_chat.py"
     python = ROOT / ".venv" / "bin" / "python"
-    command = [str(python), str(client), f"http://127.0.0.1:{port}/v1", MODEL, "Say hello in French."]
+    address = f"http://127.0.0.1:{port}/v1"
+    command = [str(python), str(client), address, MODEL, "What is the capital of France?"]
     if subprocess.run(command, check=False).returncode:
         raise DriverError("the OpenAI client failed; what it said stands above")
 
