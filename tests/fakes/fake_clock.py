@@ -51,7 +51,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def eventually(probe: Callable[[], T], what: str = "", seconds: float = 5) -> T:
+async def eventually(probe: Callable[[], T], what: str = "", seconds: float = 30) -> T:
     """The first true answer of `probe`; AssertionError if there is none in so many real seconds."""
     try:
         async with asyncio.timeout(seconds):

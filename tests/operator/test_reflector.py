@@ -56,7 +56,7 @@ class Follower:
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self.reflector.run())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await self.reflector.synced.wait()
         return self
 

@@ -1,6 +1,7 @@
-"""Streams one chat through the gateway's OpenAI-compatible API, with OpenAI's own client (pip install openai).
+"""Streams one chat through the gateway's OpenAI-compatible API, with OpenAI's own client (pip install openai)
 
-Usage: openai_chat.py BASE_URL MODEL QUESTION, as in: openai_chat.py http://127.0.0.1:3000/v1 smollm2 "Say hello."
+Usage: openai_chat.py BASE_URL MODEL QUESTION
+For example: openai_chat.py http://127.0.0.1:3000/v1 smollm2 "Say hello."
 """
 
 import sys
@@ -16,6 +17,7 @@ def main() -> None:
     stream = client.chat.completions.create(
         model=model,
         messages=[{"role": "user", "content": question}],
+        temperature=0,
         max_tokens=64,
         stream=True,
         stream_options={"include_usage": True},

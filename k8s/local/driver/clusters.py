@@ -89,7 +89,16 @@ def load_images(name: str) -> None:
     if name == "existing":
         images.explain_existing()
     else:
-        images.ensure_loaded(provider(name))
+        restart(images.ensure_loaded(provider(name)))
+
+
+def restart(components: list[str]) -> None:
+    """Lets running pods of a component take its new image, whose name is the one they have already."""
+    for component in components:
+        ours = f"app.kubernetes.io/part-of=vllm-fleet,app.kubernetes.io/component={component}"
+        for item in kubectl().get("deployments", "--all-namespaces", f"--selector={ours}")["items"]:
+            name, namespace = item["metadata"]["name"], item["metadata"]["namespace"]
+            kubectl()("rollout", "restart", f"deployment/{name}", f"--namespace={namespace}")
 
 
 def down() -> None:

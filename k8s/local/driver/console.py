@@ -15,6 +15,7 @@ from pathlib import Path
 
 QUIET_SECONDS = 30.0
 REDRAW_SECONDS = 0.5
+LINE_LENGTH = 118  # a detail may be the last line of a log, and so of any length
 
 
 class Step:
@@ -52,7 +53,8 @@ class Step:
         while not self._stop.wait(REDRAW_SECONDS if live else QUIET_SECONDS):
             detail = last_line(self._log) if self._log else self.detail
             text = f"  … {self.title} {duration(self.elapsed)}  {detail}"
-            print(f"\r\033[K{text[:118]}" if live else text, end="" if live else "\n", flush=True)
+            line = text[:LINE_LENGTH]
+            print(f"\r\033[K{line}" if live else line, end="" if live else "\n", flush=True)
 
 
 def last_line(log: Path) -> str:

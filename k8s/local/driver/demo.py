@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import clusters as cluster
+import clusters
 from console import Step, duration, say, step
 from paths import LOGS, ROOT
 from shell import DriverError, output, run
@@ -25,14 +25,14 @@ NAMESPACE = "vllm-fleet"
 MODEL = "smollm2"
 EXAMPLE = ROOT / "k8s" / "examples" / "smollm2.yaml"
 READY_SECONDS = 600
-QUESTION = "Explain in two sentences why the sky is blue."
+QUESTION = "Why is the sky blue? Answer in two sentences."
 LOG = LOGS / "demo.log"
 
 
 def main() -> None:
     began = time.monotonic()
     say("vllm-fleet demo: a Kubernetes, the chart, a real vLLM on CPU, a streamed chat")
-    cluster.up(images=True)
+    clusters.up(images=True)
     with step("Python environment with the OpenAI client"):
         run([sys.executable, ROOT / "hack" / "setup_venv.py"], LOG)
     install()
@@ -45,18 +45,18 @@ def main() -> None:
 
 
 def tool(name: str) -> Path | str:
-    return cluster.tool(name)
+    return clusters.tool(name)
 
 
 def kubectl(*arguments: str) -> str:
-    return output([tool("kubectl"), *arguments], env=cluster.environment())
+    return output([tool("kubectl"), *arguments], env=clusters.environment())
 
 
 def install() -> None:
     chart = str(ROOT / "charts" / "vllm-fleet")
     command = [tool("helm"), "upgrade", "--install", NAMESPACE, chart, "-n", NAMESPACE, "--create-namespace"]
     with step("helm install vllm-fleet"):
-        run([*command, "--wait", "--timeout", "5m"], LOG, env=cluster.environment())
+        run([*command, "--wait", "--timeout", "5m"], LOG, env=clusters.environment())
 
 
 def apply_and_wait() -> None:
@@ -72,7 +72,9 @@ def apply_and_wait() -> None:
             if ready.get("status") == "True":
                 return
             if time.monotonic() > deadline:
-                raise DriverError(f"not Ready after {READY_SECONDS} s: {seen}. See: kubectl describe vllm {MODEL}")
+                raise DriverError(
+                    f"not Ready after {READY_SECONDS} s: {seen}. See: kubectl describe vllm {MODEL}"
+                )
             time.sleep(0.5)
 
 
@@ -97,7 +99,7 @@ def report(work: Step, ready: dict[str, Any], seen: str) -> str:
 def port_forward() -> Iterator[int]:
     command = [str(tool("kubectl")), "-n", NAMESPACE, "port-forward", "svc/vllm-fleet-gateway", ":3000"]
     process = subprocess.Popen(
-        command, env=cluster.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, env=clusters.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
         line = process.stdout.readline() if process.stdout else ""
@@ -127,7 +129,7 @@ def chat_stream(port: int) -> None:
     wait_until_routed(port)
     say(f"\nPOST /chat/stream: {QUESTION}")
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    body = json.dumps({"message": QUESTION, "max_tokens": 96})
+    body = json.dumps({"message": QUESTION, "temperature": 0, "max_tokens": 96})
     connection.request("POST", "/chat/stream", body, {"content-type": "application/json"})
     response = connection.getresponse()
     if response.status != 200:
@@ -148,13 +150,14 @@ def openai_chat(port: int) -> None:
     say("\nThe same gateway through OpenAI's Python client:")
     client = ROOT / "k8s" / "examples" / "clients" / "openai_chat.py"
     python = ROOT / ".venv" / "bin" / "python"
-    command = [python, client, f"http://127.0.0.1:{port}/v1", MODEL, "Say hello in French."]
+    address = f"http://127.0.0.1:{port}/v1"
+    command = [str(python), str(client), address, MODEL, "What is the capital of France?"]
     if subprocess.run(command, check=False).returncode:
         raise DriverError("the OpenAI client failed; what it said stands above")
 
 
 def what_next() -> None:
-    kubeconfig = cluster.environment()["KUBECONFIG"]
+    kubeconfig = clusters.environment()["KUBECONFIG"]
     address = kubectl("-n", NAMESPACE, "get", "svc", "vllm-fleet-gateway", "-o", "jsonpath={.spec.clusterIP}")
     chat = '{"message": "Write a poem about AI", "max_tokens": 64}'
     forward = f"kubectl -n {NAMESPACE} port-forward svc/vllm-fleet-gateway 3000"
@@ -167,6 +170,6 @@ Try next:
   {forward} &
   curl -N http://127.0.0.1:3000/chat/stream -H 'Content-Type: application/json' -d '{chat}'
   curl http://127.0.0.1:3000/v1/models""")
-    if cluster.on_this_machine():
-        say(f"  curl http://{address}:3000/health     # the Service's own address, reachable from this machine")
+    if clusters.on_this_machine():
+        say(f"  curl http://{address}:3000/health     # the Service's own address, from this machine")
     say("  make demo-down                          # remove everything but the build cache")

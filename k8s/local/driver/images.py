@@ -120,23 +120,27 @@ def build_one(builder: engines.Engine, image: Image) -> None:
         )
 
 
-def ensure_loaded(runtime: Runtime) -> None:
-    """Builds what is stale, and loads into the cluster what it lacks or has in another content version."""
+def ensure_loaded(runtime: Runtime) -> list[str]:
+    """Builds what is stale, and loads into the cluster what it lacks or has in another content version.
+
+    Returns the short names of the images that it loaded.
+    """
     with lock(folder() / "lock", "another build of images"):
         builder = engine()
-        for image in IMAGES.values():
-            ensure_one(builder, image, runtime)
+        return [image.short for image in IMAGES.values() if ensure_one(builder, image, runtime)]
 
 
-def ensure_one(builder: engines.Engine, image: Image, runtime: Runtime) -> None:
+def ensure_one(builder: engines.Engine, image: Image, runtime: Runtime) -> bool:
+    """Whether it had to be loaded."""
     content = image.content(ROOT, builder.base)
     reference = f"{REGISTRY}/{image.name}"
     if known_content(runtime.image_digest(reference)) == content:
         say(f"  ✓ image {image.name} is in the cluster")
-        return
+        return False
     build_one(builder, image)
     load(builder, image, runtime)
     remember(runtime.image_digest(reference), content)
+    return True
 
 
 def load(builder: engines.Engine, image: Image, runtime: Runtime) -> None:

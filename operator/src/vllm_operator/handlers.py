@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, cast
 
 import kopf
@@ -82,31 +82,18 @@ class ModelWatch:
         """Raises RuntimeError when kopf ends by itself, as it does at an ERROR in a watch other than 410."""
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[str] = loop.create_future()
-        stop = threading.Event()
 
         def forward(kind: str | None, body: Body) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
-                loop.call_soon_threadsafe(self._sink, kind, body)
+            _from_thread(loop, self._sink, kind, body)
 
-        def serve() -> None:
-            why = "it ended"
-            try:
-                asyncio.run(self._operator(forward, stop))
-            except Exception as error:  # noqa: BLE001  whatever it was, the caller starts again
-                why = f"{type(error).__name__}: {error}"
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(_tell, ended, why)
-
-        thread = threading.Thread(target=serve, name="kopf", daemon=True)
-        thread.start()
+        life = _Life(lambda: self._operator(forward), lambda why: _from_thread(loop, _tell, ended, why))
         try:
             why = await asyncio.shield(ended)
         finally:
-            stop.set()
-            await asyncio.to_thread(thread.join, 10)
+            await asyncio.to_thread(life.end)
         raise RuntimeError(f"the watch of models has ended: {why}")
 
-    async def _operator(self, sink: Sink, stop: threading.Event) -> None:
+    async def _operator(self, sink: Sink) -> None:
         scope: dict[str, Any] = (
             {"namespaces": self._namespaces} if self._namespaces else {"clusterwide": True}
         )
@@ -116,9 +103,50 @@ class ModelWatch:
             standalone=True,
             # Else kopf asks for the user's name, and uid 65532 has none in the image.
             identity=cast("Any", names.FIELD_MANAGER),
-            stop_flag=stop,
             **scope,
         )
+
+
+class _Life:
+    """A coroutine in a thread and a loop of its own, until it ends or is told to; `tell` hears how it ended.
+
+    It is ended by cancelling. With a stop flag, kopf would take its own waiting for the flag for a task that
+    hangs, and wait five seconds for it.
+    """
+
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, None]], tell: Callable[[str], None]) -> None:
+        self._work, self._tell = work, tell
+        self._stop: Callable[[], object] = lambda: None
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="kopf", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        self._ready.wait()
+        self._stop()
+        self._thread.join(10)
+
+    def _serve(self) -> None:
+        try:
+            asyncio.run(self._run())
+        except asyncio.CancelledError:
+            self._tell("it was stopped")
+        except Exception as error:  # noqa: BLE001  whatever it was, the caller starts again
+            self._tell(f"{type(error).__name__}: {error}")
+        else:
+            self._tell("it ended")
+
+    async def _run(self) -> None:
+        task = asyncio.ensure_future(self._work())
+        loop = asyncio.get_running_loop()
+        self._stop = lambda: _from_thread(loop, task.cancel)
+        self._ready.set()
+        await task
+
+
+def _from_thread(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *arguments: object) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+        loop.call_soon_threadsafe(call, *arguments)
 
 
 def _tell(ended: asyncio.Future[str], why: str) -> None:

@@ -41,6 +41,7 @@ class Lease:
         self._store, self._key, self._identity = store, key, identity
         self._settings, self._clock = settings, clock
         self._unsure = False
+        self._trouble = ""
         self._seen: tuple[str, float] = ("", 0.0)  # the lease's resourceVersion, and when it was first seen
 
     async def run(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -90,7 +91,11 @@ class Lease:
             return await self._attempt()
         except Exception as error:  # noqa: BLE001  whatever went wrong, the lease was not renewed
             self._unsure = True
-            log.warning("lease not renewed", extra={"error": str(error)})
+            if (
+                trouble := f"{type(error).__name__}: {error}"
+            ) != self._trouble:  # once for each, not every 2 s
+                log.warning("lease not renewed", extra={"error": trouble})
+            self._trouble = trouble
             return False
 
     async def _attempt(self) -> bool:
@@ -100,7 +105,7 @@ class Lease:
             await self._store.create(LEASES, self._fresh())
             self.last_answer = self._clock.monotonic()
             return True
-        self.last_answer = self._clock.monotonic()
+        self.last_answer, self._trouble = self._clock.monotonic(), ""
         spec = lease.get("spec") or {}
         if spec.get("holderIdentity") not in (self._identity, "", None) and not self._expired(lease):
             return False

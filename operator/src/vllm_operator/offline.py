@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 
@@ -41,8 +41,8 @@ class Document:
 
     @property
     def label(self) -> str:
-        name = (self.body.get("metadata") or {}).get("name", "?")
-        return f"{self.path}: {name}"
+        metadata = self.body.get("metadata")
+        return f"{self.path}: {metadata.get('name', '?') if isinstance(metadata, dict) else '?'}"
 
 
 def documents(paths: Iterable[Path]) -> Iterator[Document]:
@@ -84,35 +84,37 @@ def complaints(document: Document) -> Iterator[str]:
         yield from (f"{document.label}: {problem}" for problem in error.problems)
 
 
-def run_validate(paths: list[Path], out: TextIO = sys.stdout, err: TextIO = sys.stderr) -> int:
+def run_validate(paths: list[Path]) -> int:
     found = list(documents(paths))
     if not found:
-        print(f"no {names.KIND} found", file=err)
-        return WRONG_USE
+        return _fail([f"no {names.KIND} found"], WRONG_USE)
     bad = 0
     for document in found:
         lines = list(complaints(document))
         bad += bool(lines)
-        for line in lines:
-            print(line, file=err)
-        if not lines:
-            print(f"{document.label}: ok", file=out)
+        if lines:
+            _fail(lines, INVALID)
+        else:
+            sys.stdout.write(f"{document.label}: ok\n")
     return INVALID if bad else 0
 
 
-def run_render(
-    paths: list[Path], settings: Settings, out: TextIO = sys.stdout, err: TextIO = sys.stderr
-) -> int:
+def run_render(paths: list[Path], settings: Settings) -> int:
     """Prints what would be applied where nothing is known of the cluster; nothing if a model is bad."""
     found = list(documents(paths))
-    lines = [line for document in found for line in complaints(document)]
-    if not found or lines:
-        print(*(lines or [f"no {names.KIND} found"]), sep="\n", file=err)
-        return INVALID if lines else WRONG_USE
-    out.write(to_yaml(body for document in found for body in render(parse(document.body), settings)))
+    if not found:
+        return _fail([f"no {names.KIND} found"], WRONG_USE)
+    if lines := [line for document in found for line in complaints(document)]:
+        return _fail(lines, INVALID)
+    sys.stdout.write(to_yaml(body for document in found for body in render(parse(document.body), settings)))
     return 0
 
 
-def run_crd(out: TextIO = sys.stdout) -> int:
-    out.write(to_yaml([crd_manifest()]))
+def run_crd() -> int:
+    sys.stdout.write(to_yaml([crd_manifest()]))
     return 0
+
+
+def _fail(lines: list[str], code: int) -> int:
+    print(*lines, sep="\n", file=sys.stderr)
+    return code

@@ -66,11 +66,12 @@ class Reconciler:
         try:
             return await self._bring(model)
         except ModelGone:
-            self._world.fleet.remove(key, meta.uid)
+            for concerned in self._world.fleet.remove(key, meta.uid) - {key}:
+                self._world.enqueue(concerned)  # a short name may have become free
             return "gone", None
 
     async def _refuse(self, meta: Metadata, before: Status, refusal: Refusal) -> tuple[str, float | None]:
-        snapshot = Snapshot(pods=self._world.pods(meta.key))
+        snapshot = Snapshot(pods=self._world.pods(meta.key, meta.uid))
         await self._write(meta, before, observe_refused(meta, before, snapshot, refusal, self._clock.now()))
         return "refused", None
 
@@ -104,7 +105,7 @@ class Reconciler:
         template = wanted["spec"]["template"]
         return Snapshot(
             deployment=self._world.child(DEPLOYMENTS, ObjectKey(key.namespace, names.engine_name(key.name))),
-            pods=self._world.pods(key),
+            pods=self._world.pods(key, model.metadata.uid),
             template_hash=template["metadata"]["annotations"][names.ANNOTATION_TEMPLATE_HASH],
             image=template["spec"]["containers"][0]["image"],
             gpu_resource=gpu_resource(model.spec, self._settings),

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from vllm_operator.api.values import Image, QualifiedName, Section
 from vllm_operator.errors import SettingsError
@@ -104,7 +105,9 @@ def parse_settings(raw: Any, where: str) -> Settings:
     try:
         return Settings.model_validate_json(json.dumps(raw))
     except ValidationError as error:
-        lines = (
-            f"{where}: {'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors()
-        )
-        raise SettingsError("\n".join(lines)) from error
+        raise SettingsError("\n".join(f"{where}: {_explain(detail)}" for detail in error.errors())) from error
+
+
+def _explain(detail: ErrorDetails) -> str:
+    key = ".".join(map(str, detail["loc"])) or "the file"
+    return f"{key}: {'is no setting' if detail['type'] == 'extra_forbidden' else detail['msg']}"

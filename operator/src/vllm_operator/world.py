@@ -100,8 +100,10 @@ class World:
             if is_controlled_by(body, uid)
         ]
 
-    def pods(self, key: ModelKey) -> tuple[Body, ...]:
-        return self._pods.of(key)
+    def pods(self, key: ModelKey, uid: str) -> tuple[Body, ...]:
+        """Those of this very model, and not of one that had its name before."""
+        found = self._pods.of(key)
+        return tuple(body for body in found if body["metadata"]["labels"].get(names.LABEL_MODEL_UID) == uid)
 
     def nodes(self) -> tuple[Node, ...] | None:
         """None where they are not counted, or the right to list them is missing."""

@@ -43,6 +43,9 @@ def _pod_spec(model: VLLMModel, settings: Settings, image: str) -> Manifest:
         "securityContext": _pod_security(spec),
         "terminationGracePeriodSeconds": termination_grace_seconds(spec),
         "automountServiceAccountToken": False,
+        # Before its model is loaded vLLM handles no SIGTERM, and process 1 does not die of one by default: a
+        # pod that is deleted while it loads would hold its GPU for the whole grace period.
+        "shareProcessNamespace": True,
         "enableServiceLinks": False,  # VLLM_… variables of a Service would be read by vLLM
         **({"imagePullSecrets": secrets} if secrets else {}),
         **pod_placement(spec, settings),
