@@ -155,5 +155,5 @@ def test_never_more_than_the_maximum_share(steps: list[tuple[str, int]], share: 
             getattr(health, action)(FLEET[index].id)
         for size in range(1, 5):
             usable = health.usable(FLEET[:size])
-            assert len(usable) >= size - int(size * share)
+            assert len(usable) >= max(1, size - int(size * share))
             assert set(usable) <= set(FLEET[:size])

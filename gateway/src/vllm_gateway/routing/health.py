@@ -63,7 +63,7 @@ class Health:
             state = self._states.get(endpoint.id)
             if state is not None and self._closed(state, now):
                 closed.append((state.since, endpoint.id))
-        most = int(len(endpoints) * self._ejection.max_share)
+        most = min(int(len(endpoints) * self._ejection.max_share), len(endpoints) - 1)
         return frozenset(name for _, name in sorted(closed)[:most])
 
     def chosen(self, endpoint: str) -> None:
