@@ -46,9 +46,7 @@ def parser() -> argparse.ArgumentParser:
     gpus.add_argument("count", metavar="N")
     gpus.set_defaults(act=lambda given: clusters.set_gpu_count(clusters.gpu_number(given.count, "gpus ")))
     add_kwok(commands)
-    images = commands.add_parser("images", help="build the images", add_help=False)
-    images.add_argument("arguments", nargs=argparse.REMAINDER)
-    images.set_defaults(act=lambda given: run_images(given.arguments))
+    simple(commands, "images", "build the images; --help tells more", lambda: run_images([]))
     simple(commands, "demo", "from nothing to a streamed chat", run_demo)
     return top
 
