@@ -24,6 +24,7 @@ _TYPE_OF_STATUS = {
 }
 _NAMES_SHOWN = 20
 _ENGINE_MESSAGE_LIMIT = 2000
+_ROUTE_NOT_FOUND = "Not Found"  # of the web framework: /v1/embeddings of a model that chats, say
 
 
 class GatewayError(Exception):
@@ -146,6 +147,8 @@ def from_engine(status: int, body: bytes, retry_after: str | None = None) -> Gat
         return GatewayError(429, "rate_limited", text, retry_after=_seconds(retry_after) or 1)
     if status >= 500 or status < 400:
         return GatewayError(504 if status == 504 else 502, "engine_error", text)
+    if status == 404 and text == _ROUTE_NOT_FOUND:
+        return GatewayError(404, "route_not_offered", "The model's engine does not offer this route.")
     return GatewayError(status, code or "invalid_request", text, param=param)
 
 

@@ -52,6 +52,11 @@ class Model:
         """`<namespace>/<name>`, or the bare name where there are no namespaces (static backends)."""
         return f"{self.namespace}/{self.name}" if self.namespace else self.name
 
+    @property
+    def public_name(self) -> str:
+        """The name that callers know it by: the first short one that was granted, or the key."""
+        return next(iter(self.served_names), self.key)
+
 
 @dataclass(frozen=True, slots=True)
 class Table:

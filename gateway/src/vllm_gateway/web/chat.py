@@ -97,7 +97,7 @@ def understand(
     def body_for(model: Model) -> bytes:
         return json.dumps({"model": model.upstream_name, **options}).encode()
 
-    return Request(chat.model or models[0].key, models, stream, strip_usage=False, body_for=body_for)
+    return Request(chat.model or models[0].public_name, models, stream, strip_usage=False, body_for=body_for)
 
 
 def _invalid(error: ValidationError) -> GatewayError:
