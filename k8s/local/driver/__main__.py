@@ -91,10 +91,13 @@ def run_demo() -> None:
 
 
 def main() -> None:
-    given = parser().parse_args()
     add_no_proxy(config.DIRECT)
     try:
-        given.act(given)
+        if sys.argv[1:2] == ["images"]:  # its options are its own: argparse hands none on
+            run_images(sys.argv[2:])
+        else:
+            given = parser().parse_args()
+            given.act(given)
     except DriverError as error:
         sys.exit(f"\n{error}")
     except BrokenPipeError:  # a reader such as `head` has seen enough
