@@ -62,6 +62,8 @@ class Reply:
         await self.raw(b"0\r\n\r\n")
 
     async def raw(self, data: bytes) -> None:
+        if self.writer.transport.is_closing():
+            raise ConnectionResetError
         self.writer.write(data)
         await self.writer.drain()
 
@@ -73,6 +75,8 @@ class Reply:
     def reset(self) -> None:
         """Ends the connection with RST."""
         sock = self.writer.get_extra_info("socket")
+        if sock is None or self.writer.transport.is_closing():
+            raise ConnectionResetError
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
         self.keep_alive = False

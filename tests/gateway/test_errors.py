@@ -51,6 +51,11 @@ def test_the_status_says_whose_fault_it_is(status: int, becomes: int, retry_afte
     assert error.message
 
 
+def test_a_route_that_the_engine_does_not_have_is_not_called_a_missing_model() -> None:
+    error = from_engine(404, b'{"error":{"message":"Not Found","type":"NotFoundError","code":404}}')
+    assert (error.status, error.code) == (404, "route_not_offered")
+
+
 def test_an_engines_own_retry_after_is_kept() -> None:
     assert from_engine(503, b"", "7").retry_after == 7
     assert from_engine(503, b"", "Wed, 21 Oct 2026 07:28:00 GMT").retry_after == 1

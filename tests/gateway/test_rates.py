@@ -44,13 +44,10 @@ class Clock:
 
 
 @contextlib.asynccontextmanager
-async def rates_at(
-    server: Valkey | None, *, window: int = 60, clock: Clock | None = None
-) -> AsyncIterator[Rates]:
-    await away_from_the_edge(window)
+async def rates_at(server: Valkey | None, *, clock: Clock | None = None) -> AsyncIterator[Rates]:
     settings = RedisSettings(url=server.url if server is not None else None)
     shared = Shared(settings, clock or Clock())
-    rates = Rates(shared, window=window)
+    rates = Rates(shared)
     try:
         yield rates
     finally:
@@ -58,11 +55,21 @@ async def rates_at(
         await shared.close()
 
 
-async def away_from_the_edge(window: int) -> None:
-    """In memory the windows begin at whole minutes; a test that began just before one would see two."""
-    left = window - time.time() % window
-    if left < 0.5:
-        await asyncio.sleep(left)
+class Wall:
+    """The wall clock, which limits reads, in the middle of a minute and turned by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_030.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(autouse=True)
+def wall(monkeypatch: pytest.MonkeyPatch) -> Wall:
+    wall = Wall()
+    monkeypatch.setattr(time, "time", wall)
+    return wall
 
 
 @pytest.fixture(params=["memory", "valkey"])
@@ -102,14 +109,17 @@ async def test_requests_a_minute(store: Valkey | None) -> None:
         await rates.admit(bob)
 
 
-async def test_retry_after_is_when_a_request_is_free_again(store: Valkey | None) -> None:
-    async with rates_at(store, window=1) as rates:
-        who = caller("w-alice", requests=2)
-        for _ in range(2):
+async def test_retry_after_is_when_a_request_is_free_again(wall: Wall) -> None:
+    async with rates_at(None) as rates:
+        who = caller("w-alice", requests=6)
+        for _ in range(6):
             await rates.admit(who)
-        error = await refused(rates, who)
-        await asyncio.sleep((error.retry_after or 0) + 1)  # the sliding window forgets within two windows
-        await rates.admit(who)
+        for _ in range(3):  # the window slides: one after the other
+            error = await refused(rates, who)
+            wall.now += (error.retry_after or 0) - 1
+            await refused(rates, who)
+            wall.now += 1
+            await rates.admit(who)
 
 
 async def test_tokens_a_minute(store: Valkey | None) -> None:
@@ -124,12 +134,16 @@ async def test_tokens_a_minute(store: Valkey | None) -> None:
         assert "1000 tokens a minute" in error.message
 
 
-async def test_tokens_are_free_again_after_the_window(store: Valkey | None) -> None:
-    async with rates_at(store, window=1) as rates:
+async def test_tokens_are_free_again_after_the_window(wall: Wall) -> None:
+    async with rates_at(None) as rates:
         who = caller("v-alice", tokens=10)
+        wall.now += 20
         await charge(rates, who, 10)
         error = await refused(rates, who)
-        await asyncio.sleep((error.retry_after or 0) + 0.1)
+        assert error.retry_after == 60
+        wall.now += 59
+        await refused(rates, who)
+        wall.now += 1
         await rates.admit(who)
 
 
@@ -213,14 +227,14 @@ async def test_requests_at_once() -> None:
     assert not rates._active
 
 
-async def test_what_has_expired_is_forgotten() -> None:
-    async with rates_at(None, window=1) as rates:
+async def test_what_has_expired_is_forgotten(wall: Wall) -> None:
+    async with rates_at(None) as rates:
         for number in range(200):
             await rates.admit(caller(f"x-{number}", requests=5))
         storage = rates._requests._alone.storage
         assert isinstance(storage, _Memory)
         assert len(storage.storage) >= 200
-        await asyncio.sleep(2.1)
+        wall.now += 121
         storage._next_sweep = 0.0
         await rates.admit(caller("x-last", requests=5))
         await asyncio.sleep(0)

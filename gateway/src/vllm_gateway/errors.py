@@ -24,6 +24,7 @@ _TYPE_OF_STATUS = {
 }
 _NAMES_SHOWN = 20
 _ENGINE_MESSAGE_LIMIT = 2000
+_ROUTE_NOT_FOUND = "Not Found"  # of the web framework: /v1/embeddings of a model that chats, say
 
 
 class GatewayError(Exception):
@@ -67,6 +68,11 @@ def model_not_found(name: str, served: Iterable[str]) -> GatewayError:
     shown = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
     what = f"Models served here: {shown}." if names else "No model is served here."
     return GatewayError(404, "model_not_found", f"The model {name!r} does not exist. {what}", param="model")
+
+
+def model_removed(name: str) -> GatewayError:
+    """While a request waited for it."""
+    return GatewayError(404, "model_not_found", f"The model {name!r} has been removed.", param="model")
 
 
 def model_not_allowed(name: str, allowed: Iterable[str]) -> GatewayError:
@@ -160,6 +166,8 @@ def from_engine(status: int, body: bytes, retry_after: str | None = None) -> Gat
         return GatewayError(429, "rate_limited", text, retry_after=_seconds(retry_after) or 1)
     if status >= 500 or status < 400:
         return GatewayError(504 if status == 504 else 502, "engine_error", text)
+    if status == 404 and text == _ROUTE_NOT_FOUND:
+        return GatewayError(404, "route_not_offered", "The model's engine does not offer this route.")
     return GatewayError(status, code or "invalid_request", text, param=param)
 
 

@@ -46,9 +46,7 @@ def parser() -> argparse.ArgumentParser:
     gpus.add_argument("count", metavar="N")
     gpus.set_defaults(act=lambda given: clusters.set_gpu_count(clusters.gpu_number(given.count, "gpus ")))
     add_kwok(commands)
-    images = commands.add_parser("images", help="build the images", add_help=False)
-    images.add_argument("arguments", nargs=argparse.REMAINDER)
-    images.set_defaults(act=lambda given: run_images(given.arguments))
+    simple(commands, "images", "build the images; --help tells more", lambda: run_images([]))
     simple(commands, "demo", "from nothing to a streamed chat", run_demo)
     return top
 
@@ -93,10 +91,13 @@ def run_demo() -> None:
 
 
 def main() -> None:
-    given = parser().parse_args()
     add_no_proxy(config.DIRECT)
     try:
-        given.act(given)
+        if sys.argv[1:2] == ["images"]:  # its options are its own: argparse hands none on
+            run_images(sys.argv[2:])
+        else:
+            given = parser().parse_args()
+            given.act(given)
     except DriverError as error:
         sys.exit(f"\n{error}")
     except BrokenPipeError:  # a reader such as `head` has seen enough

@@ -51,7 +51,10 @@ def make_settings() -> kopf.OperatorSettings:
     settings.networking.error_backoffs = API_BACKOFF
     settings.networking.request_timeout = 30
     settings.watching.chunk_size = 500
-    settings.queueing.worker_limit = 50
+    # A worker serves one object and then idles for 5 s by default: with a limit of 50 workers, only 10 models
+    # a second would come through.
+    settings.queueing.worker_limit = None
+    settings.queueing.idle_timeout = 0.2
     settings.queueing.exit_timeout = EXIT_SECONDS
     settings.process.ultimate_exiting_timeout = None
     return settings

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
 
-from vllm_gateway.errors import GatewayError
+from vllm_gateway.errors import GatewayError, model_removed
 from vllm_gateway.routing.table import Model, not_ready
 from vllm_gateway.settings import QueueSettings
 
@@ -224,10 +224,6 @@ class Queues:
     def in_use(self) -> int:
         """Permits that are out."""
         return sum(queue.in_use for queue in self._queues.values())
-
-
-def model_removed(name: str) -> GatewayError:
-    return GatewayError(404, "model_not_found", f"The model {name!r} has been removed.", param="model")
 
 
 def queue_full(model: str, longest: int) -> GatewayError:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from limits import RateLimitItem, RateLimitItemPerSecond
+from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage, RedisStorage, Storage
 from limits.aio.strategies import FixedWindowRateLimiter, RateLimiter, SlidingWindowCounterRateLimiter
 
@@ -27,7 +27,6 @@ from vllm_gateway.policy.shared import Shared
 if TYPE_CHECKING:
     from redis.asyncio import ConnectionPool
 
-MINUTE = 60
 _PREFIX = "vllm-fleet"
 _SWEEP_SECONDS = 5.0
 
@@ -78,17 +77,17 @@ class _Window:
                 lambda: together.get_window_stats(item, name),
                 lambda: self._alone.get_window_stats(item, name),
             )
-        return max(1, min(math.ceil(stats.reset_time - time.time()), item.get_expiry()))
+        # The whole second after it: at the very moment a sliding window is still full.
+        return max(1, min(math.floor(stats.reset_time - time.time()) + 1, item.get_expiry()))
 
 
 class Rates:
     """The counts of all keys, shared with other gateways where a server is set."""
 
-    def __init__(self, shared: Shared, *, window: int = MINUTE) -> None:
+    def __init__(self, shared: Shared) -> None:
         storage = shared_storage(shared.pool) if shared.pool is not None else None
         self._requests = _Window(SlidingWindowCounterRateLimiter, storage, shared)
         self._tokens = _Window(FixedWindowRateLimiter, storage, shared)
-        self._window = window
         self._active: Counter[str] = Counter()
         self._charges: set[asyncio.Task[bool]] = set()
 
@@ -137,7 +136,7 @@ class Rates:
         return self._active.total()
 
     def _item(self, kind: str, amount: int) -> RateLimitItem:
-        return RateLimitItemPerSecond(amount, self._window, namespace=kind)
+        return RateLimitItemPerMinute(amount, namespace=kind)
 
 
 def shared_storage(pool: ConnectionPool) -> Storage:

@@ -6,7 +6,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from vllm_gateway.errors import GatewayError, model_not_allowed, model_not_found, model_not_ready
+from vllm_gateway.errors import (
+    GatewayError,
+    model_not_allowed,
+    model_not_found,
+    model_not_ready,
+    model_removed,
+)
 from vllm_gateway.settings import Routing
 
 
@@ -65,6 +71,11 @@ class Model:
         """`<namespace>/<name>`, or the bare name where there are no namespaces (static backends)."""
         return f"{self.namespace}/{self.name}" if self.namespace else self.name
 
+    @property
+    def public_name(self) -> str:
+        """The name that callers know it by: the first short one that was granted, or the key."""
+        return next(iter(self.served_names), self.key)
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -112,6 +123,13 @@ class Table:
             why = "; ".join(self.notes) or "the gateway has not seen the list of models yet"
             raise model_not_ready(name, "Unknown", why, retry_after=2)
         raise model_not_found(name, self.public_names())
+
+    def now(self, models: Iterable[Model], name: str) -> tuple[Model, ...]:
+        """What became of `models`, which an older table gave for `name`. Raises a 404 if all are gone."""
+        kept = tuple(self.models[model.key] for model in models if model.key in self.models)
+        if not kept:
+            raise model_removed(name)
+        return kept
 
     def only(self) -> Model | None:
         """The model that a request without a name means: the one there is."""

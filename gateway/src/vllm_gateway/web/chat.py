@@ -98,7 +98,7 @@ def understand(
     def body_for(model: Model) -> bytes:
         return json.dumps({"model": model.upstream_name, **options}).encode()
 
-    name = chat.model or models[0].key
+    name = chat.model or models[0].public_name
     prefix = functools.partial(conversation_prefix, options["messages"])
     return Request(name, models, stream, strip_usage=False, body_for=body_for, prefix=prefix)
 

@@ -21,6 +21,7 @@ _KEYS = frozenset({"model", "stream", "stream_options", "messages", "prompt"})
 _MAX_NAME = 256
 _USAGE_ON = b'{"include_usage":true}'
 _DONE = b"data: [DONE]\n\n"
+_PASSED_ON = frozenset({400, 409, 413, 422})  # what the caller got wrong, in the engine's own words
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,8 @@ def understand(
             return envelope.splice(body, changes) if changes else body
         return envelope.splice(body, [*changes, (model_span, json.dumps(model.upstream_name).encode())])
 
-    return Request(name or models[0].key, models, stream, strip, body_for, lambda: _prefix(body, spans))
+    public = name or models[0].public_name
+    return Request(public, models, stream, strip, body_for, lambda: _prefix(body, spans))
 
 
 def _prefix(body: bytes, spans: dict[str, Span]) -> str:
@@ -209,4 +211,4 @@ class OpenAIDialect:
     def refusal(self, status: int, body: bytes) -> bytes | None:
         error = (_json_object(body) or {}).get("error")
         shaped = isinstance(error, dict) and isinstance(error.get("message"), str)
-        return body if shaped and 400 <= status < 500 and status not in (401, 403, 429) else None
+        return body if shaped and status in _PASSED_ON else None

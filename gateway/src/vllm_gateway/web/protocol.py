@@ -55,6 +55,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._in_head = False
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
         self._refusal: GatewayError | None = None
         self.listener: Listener | None = None
 
@@ -67,17 +68,23 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_head_timer()
+        self._cancel_stall_timer()
         super().connection_lost(exc)
         if self.listener is not None:  # nobody waits in receive(): the owner of the answer must be woken
             self.listener.connection_lost()
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self._cancel_stall_timer()
+        # Whatever was written last, and though nobody waits for it: a caller that reads nothing must not
+        # hold it for ever. A stream gives up a little earlier, and says why in its metrics.
+        self._stall_timer = self.loop.call_later(self._write_stall + 1.0, self.transport.abort)
         if self.listener is not None:
             self.listener.pause_writing()
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self._cancel_stall_timer()
         if self.listener is not None:
             self.listener.resume_writing()
 
@@ -153,6 +160,11 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _cancel_stall_timer(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
 
     def _head_too_slow(self) -> None:
         self._head_timer = None

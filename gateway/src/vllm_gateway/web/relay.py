@@ -219,7 +219,7 @@ class RelayResponse:
                 begin = self._begin if request.stream else None
                 seconds = services.settings.queue.keep_alive
                 await wait_for_place(ticket, self.exchange, begin, seconds, services.metrics)
-                models = services.admission.view(services.table(), self.exchange.caller).resolve(call.name)
+                models = services.table().now(models, call.name)
             async with services.engines.open(call, models) as upstream:
                 await self._answer(upstream)
 

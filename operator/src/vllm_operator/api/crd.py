@@ -8,6 +8,7 @@ Structural schemas: https://kubernetes.io/docs/tasks/extend-kubernetes/custom-re
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -103,10 +104,11 @@ class _Converter:
         self.definitions = definitions
 
     def convert(self, node: Json, path: str) -> Json:
-        node = self._resolve(node, path)
-        if node.get("x-kubernetes-int-or-string"):
-            return _int_or_string(node, path)
-        node = {key: value for key, value in node.items() if key not in _DROPPED | {"$defs"}}
+        given = self._resolve(node, path)
+        if given.get("x-kubernetes-int-or-string"):
+            return _int_or_string(given, path)
+        node = {key: value for key, value in given.items() if key not in _DROPPED | {"$defs"}}
+        node |= _default_in_words(given)
         if "const" in node:
             node["enum"] = [node.pop("const")]
         kind = node.get("type")
@@ -167,6 +169,15 @@ class _Converter:
         elif isinstance(values, dict):
             node["additionalProperties"] = self.convert(values, f"{path}{{}}")
         return node
+
+
+def _default_in_words(node: Json) -> Json:
+    """A default of ours is no default of the schema: the description says it, for `kubectl explain`."""
+    default, text = node.get("default"), node.get("description", "")
+    told = isinstance(default, bool) or (bool(default) and not isinstance(default, dict | list))
+    if not told or not text or "Default" in text:
+        return {}
+    return {"description": f"{text} Default: {json.dumps(default).strip(chr(34))}."}
 
 
 def _int_or_string(node: Json, path: str) -> Json:

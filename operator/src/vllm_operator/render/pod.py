@@ -65,7 +65,7 @@ def _engine(model: VLLMModel, settings: Settings, image: str) -> Manifest:
         **({"resources": resources} if resources else {}),
         **_probes(spec),
         "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
-        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "securityContext": _container_security(spec),
         "terminationMessagePolicy": "FallbackToLogsOnError",  # the status quotes its last line
     }
 
@@ -82,8 +82,14 @@ def _probes(spec: Spec) -> Manifest:
     }
 
 
+def _container_security(spec: Spec) -> Manifest:
+    """What drivers put into a GPU container when it starts needs a writable root file system."""
+    common = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    return common | ({} if spec.device == "cuda" else {"readOnlyRootFilesystem": True})
+
+
 def _pod_security(spec: Spec) -> Manifest:
-    """Root and a writable root file system for vllm/vllm-openai; our CPU image needs neither."""
+    """The image vllm/vllm-openai runs as root; our CPU image does not need to."""
     common = {"seccompProfile": {"type": "RuntimeDefault"}}
     if spec.device == "cuda":
         return common
