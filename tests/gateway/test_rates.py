@@ -114,12 +114,14 @@ async def test_retry_after_is_when_a_request_is_free_again(wall: Wall) -> None:
         who = caller("w-alice", requests=6)
         for _ in range(6):
             await rates.admit(who)
+        waits: list[int] = []
         for _ in range(3):  # the window slides: one after the other
             error = await refused(rates, who)
-            wall.now += (error.retry_after or 0) - 1
-            await refused(rates, who)
-            wall.now += 1
+            waits.append(error.retry_after or 0)
+            wall.now += waits[-1]
             await rates.admit(who)
+        assert waits[0] == 31  # the next minute begins in 30 s
+        assert max(waits[1:]) <= 11  # a sixth of a minute
 
 
 async def test_tokens_a_minute(store: Valkey | None) -> None:
