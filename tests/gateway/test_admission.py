@@ -3,7 +3,8 @@
 Proves:
 - without a key, or with a wrong one, every route but /health and the documents is a 401 in its family's
   shape, before the body is read and before an engine hears of it; both key headers work;
-- a key sees and uses its own models only: 403 for another's, and no list names one that it may not use;
+- a key sees and uses its own models only, also those that come later: 403 for another's, and no list names
+  one that it may not use;
 - /health stays open, and names no model to those who could not call;
 - requests, tokens and requests at once of a key are limited: 429 with Retry-After, also for /models; a stream
   whose caller leaves gives its permit back;
@@ -135,7 +136,18 @@ async def test_a_key_sees_and_uses_its_own_models_only(gateway: Any, tmp_path: P
             "b/two"
         ]
         refused(await get(running.port, "/v1/models/secret", **ALICE), 403, "model_not_allowed")
-        # Without a name, the only model that the key may use.
+        running.gateway.holder.put(Table.of([Model("four", "m", "a", ("new",), here)]))
+        listed = (await get(running.port, "/v1/models", **ALICE)).json()["data"]
+        assert [item["id"] for item in listed] == ["new"]
+
+
+async def test_without_a_name_the_only_model_that_the_key_may_use(gateway: Any, tmp_path: Path) -> None:
+    settings = options(tmp_path, bob=", models: [chat]")
+    async with FakeEngine() as engine, gateway(engine, options=settings) as running:
+        here = (Endpoint("e", "127.0.0.1", engine.port),)
+        models = [Model("one", "m", "a", ("first",), here), Model("two", "m", "b", ("chat",), here)]
+        running.gateway.holder.put(Table.of(models))
+        refused(await ask(running.port, "/chat", {"message": "x"}, headers=ALICE), 400, "invalid_request")
         assert (await ask(running.port, "/chat", {"message": "x"}, headers=BOB)).json()["model"] == "chat"
 
 

@@ -7,6 +7,7 @@ Proves:
 - the only engine of a model is never left alone;
 - prompts that begin alike reach one engine, whoever asks and whatever the route; a session and a key stay
   with their engine and their canary;
+- failures with good answers in between, and reused connections that were closed, do not count;
 - an engine at its limit gets nothing while another has room;
 - in each, nothing is in flight afterwards and no connection is left open.
 """
@@ -258,3 +259,36 @@ async def test_an_engine_at_its_limit_gets_nothing_while_another_has_room(gatewa
                 await caller.head()
             assert sorted((a.active, b.active)) == [1, 2]
         await running.settled()
+
+
+async def test_failures_that_are_not_in_a_row_do_not_count(gateway: Any) -> None:
+    def every_other() -> fake.Script:
+        turns = iter(range(1000))
+
+        async def script(reply: fake.Reply) -> None:
+            chosen = fake.stream() if next(turns) % 2 else fake.pieces([ROLE, token("a")], then="close")
+            await chosen(reply)
+
+        return script
+
+    async with (
+        FakeEngine(every_other()) as one,
+        FakeEngine(every_other()) as two,
+        gateway(one, two, options=options()) as running,
+    ):
+        for _ in range(40):
+            await stream(running)
+            await running.settled()
+            assert ejected(running) == 0
+        assert min(len(one.seen), len(two.seen)) > 4
+
+
+async def test_a_reused_connection_that_was_closed_does_not_count(gateway: Any) -> None:
+    script = fake.in_turn(fake.stream(), fake.raw([], then="close"), fake.stream())
+    async with FakeEngine(script) as engine, gateway(engine, options=options()) as running:
+        for _ in range(2):
+            assert (await ask(running.port, "/chat", SIMPLE)).status == 200
+            await running.settled()
+        assert len(engine.seen) == 3
+        assert running.metric("upstream_errors_total", model="m", reason="closed_early") == 1
+        assert not running.gateway.engines.balancer.health._states

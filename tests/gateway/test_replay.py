@@ -22,6 +22,8 @@ from engine import ENGINE_DIED, ROLE, FakeEngine, finish, token
 from http_caller import Caller, ask
 from valkey_server import valkey
 
+from vllm_gateway.routing.table import Endpoint, Model, Table
+
 COLD = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "temperature": 0}
 ROUTES = pytest.mark.parametrize(
     ("path", "body"),
@@ -184,3 +186,25 @@ async def test_two_gateways_share_answers_through_valkey(gateway: Any, path: str
             server.stop()
             third = await ask(two.port, path, body)
             assert (third.status, third.headers["x-cache"], third.body) == (200, "miss", first.body)
+
+
+async def test_an_answer_of_another_model_of_the_same_name_is_not_kept(gateway: Any) -> None:
+    settings = options() | {"refreshInterval": "1h"}
+    async with (
+        FakeEngine(fake.answer(503, {"error": {"message": "full"}})) as first,
+        FakeEngine(fake.stream(["other"])) as other,
+        gateway(other, options=settings) as running,
+    ):
+        ends = [(Endpoint(name, "127.0.0.1", end.port),) for name, end in (("f", first), ("o", other))]
+        models = [
+            Model("first", "m", "ns", ("m",), ends[0], weight=1),
+            Model("other", "m", "ns", ("m",), ends[1], weight=0),
+        ]
+        running.gateway.holder.put(Table.of(models))
+        for body in (COLD, COLD | {"stream": True}):
+            assert b"other" in (await ask(running.port, "/v1/chat/completions", body)).body
+        first.script = fake.stream(["first"])
+        for body in (COLD, COLD | {"stream": True}):
+            answer = await ask(running.port, "/v1/chat/completions", body)
+            assert (answer.headers["x-cache"], b"first" in answer.body) == ("miss", True)
+        await running.settled()
