@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 DRIVER := $(PYTHON) k8s/local/driver
-CODE := gateway/src operator/src tests hack k8s/local
+CODE := gateway/src operator/src tests hack k8s bench
 
 .PHONY: help
 help: ## Show this list
@@ -18,7 +18,7 @@ demo-down: ## Remove the demo and the cluster it made
 	$(DRIVER) down
 
 ##@ Develop (Python only)
-.PHONY: setup lock fmt lint test generate verify run-gateway
+.PHONY: setup lock fmt lint test bench generate verify run-gateway
 setup: .venv/ready ## Make .venv with every pinned dependency and both packages
 .venv/ready: requirements/dev.txt gateway/pyproject.toml operator/pyproject.toml
 	$(PYTHON) hack/setup_venv.py
@@ -43,6 +43,9 @@ lint: setup ## ruff, mypy strict, import layers, sizes, YAML
 
 test: setup ## Unit, golden, component, contract and chart tests
 	$(BIN)/pytest -m "not e2e"
+
+bench: setup ## What a relayed event costs, beside nginx in the same run (needs nginx)
+	$(BIN)/python bench/gateway
 
 generate: setup ## Write the generated files: CRD, k8s/install.yaml, dashboard copies
 	$(BIN)/python hack/generate.py

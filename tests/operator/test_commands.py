@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +127,15 @@ def test_a_wrong_settings_file_ends_the_start(
 def test_settings_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONFIG_FILE", str(tmp_path / "none.yaml"))
     assert run("run") == 2
+
+
+def test_no_cluster_to_work_for(tmp_path: Path) -> None:
+    env = os.environ | {"KUBECONFIG": str(tmp_path / "none")}
+    command = [sys.executable, "-m", "vllm_operator"]
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.endswith("Run in a pod, or set KUBECONFIG\n")
+    assert "Traceback" not in ended.stderr
 
 
 def test_an_empty_settings_file_is_the_defaults(tmp_path: Path) -> None:

@@ -206,3 +206,27 @@ async def test_two_never_work_at_once(clock: FakeClock, store: Store, seed: int)
         await settle()
         assert len(at_work) == 1
     assert led
+
+
+@pytest.mark.parametrize("steps", range(12))
+async def test_a_cancellation_at_any_step_of_a_renewal_is_kept(
+    clock: FakeClock, store: Store, steps: int
+) -> None:
+    """asyncio.wait_for() lost one that came as the renewal ended, and the leader renewed for ever."""
+    replica = Replica(store, "one", clock, [])
+    task = asyncio.create_task(replica.lease.run(replica.work))
+    await clock.advance(1)
+    loop = asyncio.get_running_loop()
+
+    def cancel_after(left: int) -> None:
+        loop.call_soon(cancel_after, left - 1) if left else task.cancel()
+
+    def begin() -> None:
+        store.fail = lambda: None
+        cancel_after(steps)
+
+    store.fail = begin
+    await clock.advance(2)
+    await settle()
+    assert task.done()
+    assert store.api.get(LEASES, *KEY)["spec"]["holderIdentity"] == ""

@@ -18,6 +18,7 @@ EPILOG = """environment:
   CLUSTER            existing, kind or local (default: kind where a Docker engine answers, else local)
   KUBECONFIG         the cluster that CLUSTER=existing means
   GPUS               how many nvidia.com/gpu the node pretends to have (default 2)
+  IMAGE_REGISTRY     where the demo's images are pulled from, with CLUSTER=existing
   KUBE_API_QPS       request limit of controller-manager and scheduler, for benches (local)
   VLLM_FLEET_CACHE   what is built once for all clones (default ~/.cache/vllm-fleet)
 """

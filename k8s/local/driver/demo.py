@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import subprocess
 import sys
@@ -56,7 +57,14 @@ def install() -> None:
     chart = str(ROOT / "charts" / "vllm-fleet")
     command = [tool("helm"), "upgrade", "--install", NAMESPACE, chart, "-n", NAMESPACE, "--create-namespace"]
     with step("helm install vllm-fleet"):
-        run([*command, "--wait", "--timeout", "5m"], LOG, env=clusters.environment())
+        run([*command, *registry(), "--wait", "--timeout", "5m"], LOG, env=clusters.environment())
+
+
+def registry() -> list[str]:
+    """Where a cluster that this driver has not made pulls the images from: IMAGE_REGISTRY, if set."""
+    named = os.environ.get("IMAGE_REGISTRY", "").rstrip("/")
+    engine = f"operator.config.images.cpu={named}/vllm-fleet/vllm-cpu:0.32.0"
+    return ["--set", f"image.registry={named}", "--set", engine] if named else []
 
 
 def apply_and_wait() -> None:

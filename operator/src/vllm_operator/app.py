@@ -26,6 +26,7 @@ from vllm_operator.names import ModelKey
 from vllm_operator.queue import Queue
 from vllm_operator.reconcile import Reconciler
 from vllm_operator.settings import Settings
+from vllm_operator.tasks import stop
 from vllm_operator.world import World
 
 log = logging.getLogger(__name__)
@@ -160,11 +161,13 @@ async def run_operator(settings: Settings) -> None:
     identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{uuid.uuid4().hex[:8]}"
     async with await connect() as client:
         operator = Operator(client, settings, namespace, identity, SystemClock())
-        job = asyncio.create_task(operator.run())
-        loop = asyncio.get_running_loop()
+        asked = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, job.cancel)
-        try:
-            await job
-        except asyncio.CancelledError:
-            log.info("stopped")
+            asyncio.get_running_loop().add_signal_handler(number, asked.set)
+        job, waiting = asyncio.create_task(operator.run()), asyncio.ensure_future(asked.wait())
+        await asyncio.wait((job, waiting), return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if job.done():
+            job.result()  # it never ends by itself but with an error
+        await stop(job)
+        log.info("stopped")

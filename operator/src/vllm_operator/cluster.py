@@ -18,7 +18,17 @@ from kubernetes.aio import config as kube_config
 from kubernetes.aio.client import ApiClient, Configuration
 
 from vllm_operator import names
-from vllm_operator.errors import ApiError, Conflict, Forbidden, Gone, Invalid, NotFound, Unavailable, clip
+from vllm_operator.errors import (
+    ApiError,
+    Conflict,
+    Forbidden,
+    Gone,
+    Invalid,
+    NotFound,
+    SettingsError,
+    Unavailable,
+    clip,
+)
 from vllm_operator.kinds import Body, Kind, ObjectKey, key_of
 
 PAGE_SIZE = 500
@@ -43,15 +53,25 @@ _BY_CODE: dict[int, type[ApiError]] = {
 
 
 async def connect() -> ApiClient:
-    """The pod's service account, or outside of a cluster what KUBECONFIG names. The caller closes it."""
+    """The pod's service account, or outside of a cluster what KUBECONFIG names. The caller closes it.
+
+    Raises SettingsError where neither is to be had.
+    """
     configuration = Configuration()
+    try:
+        await _load(configuration)
+    except kube_config.ConfigException as error:
+        raise SettingsError(f"no cluster to work for: {error}. Run in a pod, or set KUBECONFIG") from error
+    configuration.connection_pool_maxsize = MAX_CONNECTIONS
+    return ApiClient(configuration)
+
+
+async def _load(configuration: Configuration) -> None:
     if "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
         kube_config.load_incluster_config(client_configuration=configuration)
     else:
         # Named here because the client reads the variable only when it is imported.
         await kube_config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=configuration)
-    configuration.connection_pool_maxsize = MAX_CONNECTIONS
-    return ApiClient(configuration)
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, cast
 
+import aiohttp
 import kopf
 from kubernetes.aio.client import Configuration
 
@@ -29,13 +30,13 @@ API_BACKOFF = Backoff(first=0.5, cap=15)
 EXIT_SECONDS = 0.5
 
 
-def make_registry(sink: Sink, connection: Callable[[], kopf.ConnectionInfo]) -> kopf.OperatorRegistry:
+def make_registry(sink: Sink, log_in: Callable[[], Awaitable[kopf.AiohttpSession]]) -> kopf.OperatorRegistry:
     """`sink(type, body)` gets every event; the type is None for what an initial list holds."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
-    async def login(**_: Any) -> kopf.ConnectionInfo:
-        return connection()
+    async def login(**_: Any) -> kopf.AiohttpSession:
+        return await log_in()
 
     @kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, registry=registry)
     async def model_changed(event: kopf.RawEvent, **_: Any) -> None:
@@ -73,6 +74,11 @@ def connection_info(configuration: Configuration) -> kopf.ConnectionInfo:
     )
 
 
+def open_session(info: kopf.ConnectionInfo) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(limit=0, ssl=info.as_ssl_context())
+    return aiohttp.ClientSession(connector=connector, headers=info.as_http_headers(), trust_env=True)
+
+
 class ModelWatch:
     """Runs kopf.operator() in its thread."""
 
@@ -100,14 +106,22 @@ class ModelWatch:
         scope: dict[str, Any] = (
             {"namespaces": self._namespaces} if self._namespaces else {"clusterwide": True}
         )
-        await kopf.operator(
-            registry=make_registry(sink, self._connection),
-            settings=make_settings(),
-            standalone=True,
-            # Else kopf asks for the user's name, and uid 65532 has none in the image.
-            identity=cast("Any", names.FIELD_MANAGER),
-            **scope,
-        )
+        async with contextlib.AsyncExitStack() as sessions:  # kopf closes none when it is cancelled
+
+            async def log_in() -> kopf.AiohttpSession:
+                info = self._connection()
+                return kopf.AiohttpSession(
+                    server=info.server, aiohttp_session=await sessions.enter_async_context(open_session(info))
+                )
+
+            await kopf.operator(
+                registry=make_registry(sink, log_in),
+                settings=make_settings(),
+                standalone=True,
+                # Else kopf asks for the user's name, and uid 65532 has none in the image.
+                identity=cast("Any", names.FIELD_MANAGER),
+                **scope,
+            )
 
 
 class _Life:

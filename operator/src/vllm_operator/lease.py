@@ -18,6 +18,7 @@ from vllm_operator.clock import Clock
 from vllm_operator.errors import NotFound
 from vllm_operator.kinds import LEASES, Body, Kind, ObjectKey
 from vllm_operator.settings import LeaseSettings
+from vllm_operator.tasks import stop
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +62,7 @@ class Lease:
             if job.done() and not job.cancelled() and (error := job.exception()):
                 raise error
         finally:
-            keeper.cancel()
-            job.cancel()
-            await asyncio.gather(job, keeper, return_exceptions=True)
+            await stop(keeper, job)
             self.is_leader = False
             log.info("not leading any more", extra={"identity": self._identity})
             await self._release()
@@ -76,7 +75,10 @@ class Lease:
             deadline = renewed + self._settings.renew_seconds - self._clock.monotonic()
             asked = self._clock.monotonic()
             try:
-                held = await asyncio.wait_for(self._try_to_hold(), max(deadline, 0.01))
+                # Not wait_for(): before Python 3.12 it loses a cancellation that comes as the call ends, and
+                # a leader that is told to stop would renew for ever (python/cpython#86296).
+                async with asyncio.timeout(max(deadline, 0.01)):
+                    held = await self._try_to_hold()
             except TimeoutError:
                 return
             if held:
@@ -91,9 +93,8 @@ class Lease:
             return await self._attempt()
         except Exception as error:  # noqa: BLE001  whatever went wrong, the lease was not renewed
             self._unsure = True
-            if (
-                trouble := f"{type(error).__name__}: {error}"
-            ) != self._trouble:  # once for each, not every 2 s
+            trouble = f"{type(error).__name__}: {error}"
+            if trouble != self._trouble:  # told once, and not with every attempt
                 log.warning("lease not renewed", extra={"error": trouble})
             self._trouble = trouble
             return False
@@ -142,12 +143,11 @@ class Lease:
     async def _release(self) -> None:
         """Gives the lease back if it is ours, so that a waiting replica need not wait for its end."""
         try:
-            lease = await asyncio.wait_for(self._store.get(LEASES, self._key), self._settings.retry_seconds)
-            spec = lease.get("spec") or {}
-            if spec.get("holderIdentity") == self._identity:
-                freed = {**spec, "holderIdentity": "", "leaseDurationSeconds": 1}
-                await asyncio.wait_for(
-                    self._store.replace(LEASES, {**lease, "spec": freed}), self._settings.retry_seconds
-                )
+            async with asyncio.timeout(2 * self._settings.retry_seconds):
+                lease = await self._store.get(LEASES, self._key)
+                spec = lease.get("spec") or {}
+                if spec.get("holderIdentity") == self._identity:
+                    freed = {**spec, "holderIdentity": "", "leaseDurationSeconds": 1}
+                    await self._store.replace(LEASES, {**lease, "spec": freed})
         except Exception as error:  # noqa: BLE001  then it simply ends by itself
             log.info("lease not released", extra={"error": str(error)})

@@ -15,12 +15,13 @@ from typing import Protocol
 from vllm_operator.backoff import Backoff
 from vllm_operator.clock import Clock
 from vllm_operator.cluster import Listing, WatchEvent
-from vllm_operator.errors import ApiError, Gone
+from vllm_operator.errors import ApiError, Forbidden, Gone
 from vllm_operator.kinds import Body, Kind, ObjectKey, key_of, uid_of, version_of
 
 log = logging.getLogger(__name__)
 
 Change = Callable[[Body | None, Body | None], None]
+OPTIONAL_RETRY_SECONDS = 600.0
 PAUSE_SECONDS = 0.2  # between two watches, so that a server that ends them at once is not flooded
 
 
@@ -31,7 +32,10 @@ class Source(Protocol):
 
 
 class Reflector:
-    """Tells `on_change(old, new)` of every difference, in order; `project` says what is kept of an object."""
+    """Tells `on_change(old, new)` of every difference, in order; `project` says what is kept of an object.
+
+    `optional`: the operator works without it, so that a missing right is no trouble.
+    """
 
     def __init__(
         self,
@@ -44,6 +48,7 @@ class Reflector:
         selector: str = "",
         project: Callable[[Body], Body] = lambda body: body,
         backoff: Backoff | None = None,
+        optional: bool = False,
     ) -> None:
         self.kind = kind
         self.table: dict[ObjectKey, Body] = {}
@@ -52,23 +57,34 @@ class Reflector:
         self._source, self._clock, self._on_change, self._project = source, clock, on_change, project
         self._scope = (namespace, selector)
         self._backoff = backoff or Backoff(first=0.5, cap=30)
+        self._optional, self._told = optional, False
         self._failures = 0
         self._deleted: deque[str] = deque(maxlen=1000)  # uids
 
     async def run(self) -> None:
-        """Never returns. A missing right is tried again like any other failure."""
+        """Never returns: whatever fails is tried again."""
         while True:
             try:
                 await self._follow()
             except Gone:
                 log.info("watch expired, listing again", extra={"kind": self.kind.kind})
                 await self._clock.sleep(PAUSE_SECONDS)
+            except Forbidden as error:
+                await self._without_right(error)
             except ApiError as error:
                 self._failures += 1
                 self.last_activity = self._clock.monotonic()
                 facts = {"kind": self.kind.kind, "code": error.code, "error": error.message}
                 log.warning("watch failed", extra=facts)
                 await self._clock.sleep(self._backoff.after(self._failures))
+
+    async def _without_right(self, error: Forbidden) -> None:
+        """Told once. What is needed is asked for again soon, what is optional seldom."""
+        if not self._told:
+            log.warning("no right to watch", extra={"kind": self.kind.kind, "error": error.message})
+        self._told = True
+        self.last_activity = self._clock.monotonic()
+        await self._clock.sleep(OPTIONAL_RETRY_SECONDS if self._optional else self._backoff.cap)
 
     def note(self, body: Body) -> None:
         """Puts in what a write of ours answered, so that its echo is no change.
@@ -87,7 +103,7 @@ class Reflector:
         while True:
             async for event in self._source.watch(self.kind, *self._scope, version):
                 self.last_activity = self._clock.monotonic()
-                self._failures = 0
+                self._failures, self._told = 0, False
                 version = event.body["metadata"].get("resourceVersion", version)
                 self._take(event)
             await self._clock.sleep(PAUSE_SECONDS)

@@ -69,7 +69,7 @@ class World:
             )
         if self._counts_gpus:
             silent: Change = lambda _old, _new: None  # noqa: E731  a free GPU is the scheduler's business
-            self._nodes = Reflector(source, NODES, clock, silent, project=slim_node)
+            self._nodes = Reflector(source, NODES, clock, silent, project=slim_node, optional=True)
 
     async def run(self) -> None:
         """Follows the cluster until cancelled."""

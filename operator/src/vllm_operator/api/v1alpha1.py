@@ -86,7 +86,10 @@ class Spec(Section):
         Source(hugging_face=HuggingFaceSource()),
         description="Where the weights come from. Default: huggingFace.",
     )
-    image: Image | None = Field(None, description="Image of the engine. Default: the operator's settings.")
+    image: Image | None = Field(
+        None,
+        description="Image of the engine. Default: the operator's settings, and kept when those change.",
+    )
     image_pull_secrets: tuple[ImagePullSecret, ...] = Field(
         (), max_length=16, description="Credentials to pull the image."
     )
