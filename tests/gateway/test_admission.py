@@ -212,10 +212,20 @@ async def test_a_key_stands_in_no_log_line(
     gateway: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    async with FakeEngine() as engine, gateway(engine, options=options(tmp_path)) as running:
+    settings = options(tmp_path, bob=", limits: {requestsPerMinute: 1}")
+    async with FakeEngine() as engine, gateway(engine, options=settings) as running:
         await ask(running.port, "/chat", {"message": "x"}, headers=ALICE)
+        await ask(running.port, "/chat", {"message": "x"}, headers=BOB)
+        await ask(running.port, "/chat", {"message": "x"}, headers=BOB)
         await ask(running.port, "/chat", {"message": "x"}, headers={"x-api-key": "sk-wrong-123456"})
         await running.settled()
+    logged = [vars(record).get("fields", {}) for record in caplog.records]
+    assert [("key" in item, item["status"]) for item in logged if "status" in item] == [
+        (True, 200),
+        (True, 200),
+        (True, 429),
+        (False, 401),
+    ]
     lines = json.dumps([[record.getMessage(), getattr(record, "fields", {})] for record in caplog.records])
     assert '"key": "alice"' in lines
     assert "sk-" not in lines

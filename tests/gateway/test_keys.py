@@ -137,7 +137,8 @@ def test_patterns(patterns: tuple[str, ...], allowed: bool) -> None:
         ("", "is empty"),
         ("# nothing yet", "is empty"),
         ("other: 1", "keys: Field required"),
-        ("keys: [sk-secret-1", "not valid YAML"),
+        ("keys:\n- [sk-secret-1", "not valid YAML (line 2)"),
+        ("[" * 100_000, "not valid YAML"),
         ("a: &a [*a, sk-secret-1]\nkeys: *a", "keys"),
     ],
 )

@@ -9,25 +9,25 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from cachetools import LRUCache
 
 from vllm_gateway.errors import GatewayError
 from vllm_gateway.policy.keyring import Keyring
-from vllm_gateway.policy.keys import ANONYMOUS, Caller
+from vllm_gateway.policy.keys import Caller
 from vllm_gateway.policy.rates import Rates
 from vllm_gateway.routing.table import Table
 
 _VIEWS = 256
 
 
-@dataclass(slots=True)
-class Visit:
-    """One request on its way in. `held` is what it gives back at its end."""
+class Visit(Protocol):
+    """One request on its way in. `caller` is set as soon as it is known; `held` is given back at the end."""
 
     headers: Mapping[bytes, bytes]
-    caller: Caller = ANONYMOUS
-    held: ExitStack = field(default_factory=ExitStack)
+    caller: Caller
+    held: ExitStack
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,12 @@ class Admission:
     _views: LRUCache[Caller, tuple[Table, Table]] = field(default_factory=lambda: LRUCache(_VIEWS))
 
     @asynccontextmanager
-    async def enter(self, headers: Mapping[bytes, bytes]) -> AsyncIterator[Caller]:
-        """Who calls, with what the request takes held until the exit. Raises GatewayError (401, 429)."""
-        visit = Visit(headers)
+    async def enter(self, visit: Visit) -> AsyncIterator[None]:
+        """Lets a request in; what it takes is held until the exit. Raises GatewayError (401, 429)."""
         with visit.held:
             for check in CHECKS:
                 await check(self, visit)
-            yield visit.caller
+            yield
 
     def view(self, table: Table, caller: Caller) -> Table:
         """The table as the caller may see it."""

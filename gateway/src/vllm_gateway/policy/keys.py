@@ -179,9 +179,11 @@ def _parse(file: Path) -> _File:
         if document is None:  # as while somebody writes it: never the wish to let nobody in
             raise BadKeys(f"{file} is empty; write 'keys: []' for no keys")
         return _File.model_validate(document)
-    except (yaml.YAMLError, RecursionError):
+    except (yaml.YAMLError, RecursionError) as error:
         # Without the parser's words: they quote the line, which may hold a key.
-        raise BadKeys(f"{file} is not valid YAML") from None
+        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+        where = f" (line {mark.line + 1})" if mark is not None else ""
+        raise BadKeys(f"{file} is not valid YAML{where}") from None
     except ValidationError as error:
         raise BadKeys(f"{file}: {describe_errors(error, with_values=False)}") from None
 

@@ -92,7 +92,7 @@ class Edge:
         self, exchange: Exchange, handle: Callable[[Services, Exchange], Awaitable[None]]
     ) -> None:
         try:
-            async with self._services.admission.enter(exchange.headers) as exchange.caller:
+            async with self._services.admission.enter(exchange):
                 await handle(self._services, exchange)
         except asyncio.CancelledError:
             if exchange.channel.gone:
@@ -131,8 +131,7 @@ class Edge:
         async with contextlib.AsyncExitStack() as held:
             if scope["path"] not in _OPEN:
                 try:
-                    entering = self._services.admission.enter(exchange.headers)
-                    exchange.caller = await held.enter_async_context(entering)
+                    await held.enter_async_context(self._services.admission.enter(exchange))
                 except GatewayError as error:
                     await exchange.respond_error(error)
                     return

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from vllm_gateway.errors import GatewayError
@@ -26,7 +27,8 @@ class Disconnected(Exception):
 class Exchange:
     """A request with its channel. `status`, `model` and `outcome` are what the metrics and the log say.
 
-    `error_event` is how to end a stream that was begun before an engine answered.
+    `caller` and `held` are those of `Visit`; `error_event` is how to end a stream that was begun before an
+    engine answered.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Exchange:
         self.channel = channel
         self.model = UNKNOWN_MODEL
         self.caller = ANONYMOUS
+        self.held = ExitStack()
         self.status = 0
         self.outcome = ""
         self.error_event: Callable[[GatewayError], bytes] | None = None
