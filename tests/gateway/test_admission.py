@@ -9,11 +9,13 @@ Proves:
 - requests, tokens and requests at once of a key are limited: 429 with Retry-After, also for /models; a stream
   whose caller leaves gives its permit back;
 - tokens are counted by key, streamed or not; a key stands in no log line, its name does;
-- keys change without a restart, and running streams go on.
+- keys change without a restart, and running streams go on;
+- ten thousand refused requests leave memory as it was.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 from pathlib import Path
@@ -252,3 +254,30 @@ async def test_keys_change_without_a_restart(gateway: Any, tmp_path: Path) -> No
             await until(lambda: running.metric("key_file_failed") == 1)
             assert await known()
         await running.settled()
+
+
+async def test_ten_thousand_refusals_leave_nothing_behind(gateway: Any, tmp_path: Path) -> None:
+    settings = options(tmp_path, bob=", limits: {requestsPerMinute: 1}")
+    async with (
+        FakeEngine() as engine,
+        gateway(engine, options=settings) as running,
+        await Caller.connect(running.port) as caller,
+    ):
+
+        async def refuse(times: int) -> None:
+            for number in range(times):
+                headers = BOB if number % 2 else {"x-api-key": f"sk-guess-{number:08}"}
+                caller.send("/chat", {"message": "x"}, headers=headers)
+                assert (await caller.answer()).status in (200, 401, 429)
+
+        await refuse(100)
+        before = objects()
+        await refuse(10_000)
+        assert objects() - before < 200
+        await running.settled()
+        assert len(engine.seen) == 1
+
+
+def objects() -> int:
+    gc.collect()
+    return len(gc.get_objects())
