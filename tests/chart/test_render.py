@@ -157,6 +157,21 @@ def test_services_and_monitors_reach_ports_that_exist(render: Any, pods: Any, va
         assert {endpoint["port"] for endpoint in monitor["spec"]["endpoints"]} <= named
 
 
+def test_secrets_are_mounted_by_their_names_and_by_the_gateway_only(pods: Any) -> None:
+    secrets = [{"name": "api-keys"}, {"name": "redis"}]
+    for name, pod in pods({"gateway": {"secrets": secrets}}):
+        spec = pod["spec"]
+        volumes = {item["name"]: item["secret"]["secretName"] for item in spec["volumes"] if "secret" in item}
+        mounts = {
+            item["mountPath"]: volumes[item["name"]]
+            for item in spec["containers"][0]["volumeMounts"]
+            if item["name"] in volumes and item["readOnly"]
+        }
+        path = "/etc/vllm-fleet-secrets"
+        wanted = {f"{path}/api-keys": "api-keys", f"{path}/redis": "redis"}
+        assert mounts == (wanted if name.endswith("gateway") else {})
+
+
 def test_probes_use_ports_that_exist(pods: Any) -> None:
     for _, template in pods():
         (container,) = template["spec"]["containers"]

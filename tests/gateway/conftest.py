@@ -53,9 +53,15 @@ class Running:
     def metric(self, name: str, **labels: str) -> float:
         return self.gateway.metrics.registry.get_sample_value(f"vllm_gateway_{name}", labels) or 0.0
 
+    @property
+    def permits(self) -> int:
+        """Places at models and requests of keys that are held."""
+        services = self.gateway.services
+        return services.queues.in_use() + services.admission.rates.active
+
     async def settled(self) -> None:
-        """Until nothing is in flight and no request task runs; fails after two seconds."""
-        await until(lambda: not self.in_flight and not self.server.server_state.tasks)
+        """Until nothing is in flight or held and no request task runs; fails after some seconds."""
+        await until(lambda: not (self.in_flight or self.permits or self.server.server_state.tasks))
 
 
 @contextlib.asynccontextmanager

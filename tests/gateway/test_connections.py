@@ -154,7 +154,7 @@ async def test_a_stream_that_is_cancelled_in_the_middle_gets_one_error_event_and
             for task in list(running.server.server_state.tasks):
                 task.cancel()
             body = b"".join(await caller.chunks())
-            assert body.endswith(b'"code": "shutting_down"}}\n\n' + DONE)
+            assert body.endswith(b'"code": "shutting_down", "retry_after": 1}}\n\n' + DONE)
             assert b"HTTP/1.1" not in body
             await until(lambda: engine.active == 0)
         await running.settled()

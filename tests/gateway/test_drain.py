@@ -119,9 +119,9 @@ async def test_a_stream_that_outlasts_the_drain_gets_one_error_event(tmp_path: P
                 await caller.chunk()
             gateway.signal(signal.SIGTERM)
             body = b"".join(await one.chunks())
-            assert body.endswith(b'"code": "shutting_down"}}\n\n' + DONE)
+            assert body.endswith(b'"code": "shutting_down", "retry_after": 1}}\n\n' + DONE)
             body = b"".join(await other.chunks())
-            assert b'"code": "shutting_down"}}\n\ndata: {"done": true' in body
+            assert b'"code": "shutting_down", "retry_after": 1}}\n\ndata: {"done": true' in body
         assert await gateway.ended() == 0
         assert engine.active == 0
 

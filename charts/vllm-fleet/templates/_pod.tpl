@@ -48,6 +48,10 @@ volumes:
     configMap: {name: {{ include "vllm-fleet.name" . }}}
   - name: tmp
     emptyDir: {sizeLimit: 64Mi}
+  {{- range $index, $secret := $values.secrets }}
+  - name: secret-{{ $index }}
+    secret: {secretName: {{ $secret.name }}}
+  {{- end }}
 {{- end }}
 
 {{- /* Everything of the one container but its name, arguments and ports. Starting takes seconds; the budget is a minute. */ -}}
@@ -84,4 +88,7 @@ securityContext:
 volumeMounts:
   - {name: config, mountPath: /etc/vllm-fleet, readOnly: true}
   - {name: tmp, mountPath: /tmp}
+  {{- range $index, $secret := $values.secrets }}
+  - {name: secret-{{ $index }}, mountPath: /etc/vllm-fleet-secrets/{{ $secret.name }}, readOnly: true}
+  {{- end }}
 {{- end }}

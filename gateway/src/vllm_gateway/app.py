@@ -20,7 +20,16 @@ from prometheus_client import disable_created_metrics
 from vllm_gateway import __version__
 from vllm_gateway.discovery.source import Source, TableHolder
 from vllm_gateway.discovery.static import StaticSource
+from vllm_gateway.policy.admission import Admission
+from vllm_gateway.policy.cache import make_store
+from vllm_gateway.policy.keyring import Keyring
+from vllm_gateway.policy.queue import Queues
+from vllm_gateway.policy.rates import Rates
+from vllm_gateway.policy.shared import Shared
+from vllm_gateway.routing.balance import Balancer
+from vllm_gateway.routing.health import Ejection, Health
 from vllm_gateway.routing.load import Load
+from vllm_gateway.routing.pick import strategies
 from vllm_gateway.settings import Settings
 from vllm_gateway.telemetry import Metrics
 from vllm_gateway.upstream.attempt import Engines
@@ -48,12 +57,29 @@ class Gateway:
         self.holder = TableHolder()
         self.metrics = Metrics()
         self.client = Client(connect_timeout=timeouts.connect, keep_alive=timeouts.upstream_keep_alive)
-        self.engines = Engines(self.client, Load(time.monotonic), self.metrics)
-        self.services = Services(settings, self.holder, self.engines, self.metrics, Lifecycle())
+        self.engines = Engines(self.client, make_balancer(settings), self.metrics)
+        self.queues = Queues(settings.queue)
+        self.shared = Shared(settings.redis)
+        self.keyring = Keyring(settings.auth)
+        self.services = Services(
+            settings,
+            self.holder,
+            self.engines,
+            Admission(self.keyring, Rates(self.shared)),
+            self.queues,
+            make_store(settings.response_cache, self.shared),
+            self.metrics,
+            Lifecycle(),
+        )
         self.source = self._make_source(settings)
+        self.holder.tell(self.queues.follow)
+        self.holder.tell(self.engines.balancer.follow)
         self.edge = Edge(self.services, make_api(self.services), self.start, self.stop)
         readings = self.metrics.readings
         readings.in_flight = lambda: self.engines.load.snapshot()[0]
+        readings.queued = lambda: {key: waiting for key, (waiting, _) in self.queues.snapshot().items()}
+        readings.ejected = lambda: self.engines.balancer.ejected(self.holder().models)
+        readings.key_problem = lambda: self.keyring.problem
         readings.table_age = self.source.age
         self._heart: asyncio.Task[None] | None = None
 
@@ -67,11 +93,15 @@ class Gateway:
         return KubernetesSource(self.holder, settings.watch_namespaces)
 
     async def start(self) -> None:
+        await self.keyring.start()
         await self.source.start()
         self._heart = asyncio.create_task(self._beat())
 
     async def stop(self) -> None:
         await self.source.stop()
+        await self.keyring.stop()
+        await self.services.admission.rates.stop()
+        await self.shared.close()
         self.client.close()
         if self._heart is not None:
             self._heart.cancel()
@@ -82,6 +112,13 @@ class Gateway:
         while True:
             self.services.lifecycle.beat = time.monotonic()
             await asyncio.sleep(_BEAT_SECONDS)
+
+
+def make_balancer(settings: Settings) -> Balancer:
+    ejection = Ejection(**settings.ejection.model_dump())
+    health = Health(time.monotonic, ejection)
+    routing = settings.routing.strategy
+    return Balancer(Load(time.monotonic), health, strategies(), routing, settings.queue.max_in_flight)
 
 
 def make_api(services: Services) -> FastAPI:

@@ -70,6 +70,20 @@ def model_not_found(name: str, served: Iterable[str]) -> GatewayError:
     return GatewayError(404, "model_not_found", f"The model {name!r} does not exist. {what}", param="model")
 
 
+def model_removed(name: str) -> GatewayError:
+    """While a request waited for it."""
+    return GatewayError(404, "model_not_found", f"The model {name!r} has been removed.", param="model")
+
+
+def model_not_allowed(name: str, allowed: Iterable[str]) -> GatewayError:
+    names = sorted(allowed)
+    shown = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
+    what = f"It may use: {shown}." if names else "It may use no model that is served here."
+    return GatewayError(
+        403, "model_not_allowed", f"This API key may not use the model {name!r}. {what}", param="model"
+    )
+
+
 def model_not_ready(name: str, reason: str, message: str, retry_after: int = 5) -> GatewayError:
     """A model that exists but has no endpoint: `reason` and `message` are those of its Ready condition."""
     why = ": ".join(part for part in (reason, message) if part) or "no endpoint is ready"
@@ -93,6 +107,11 @@ def openai_error(error: GatewayError) -> dict[str, Any]:
 def chat_error(error: GatewayError) -> dict[str, Any]:
     """The error object of `/chat` and `/chat/stream`."""
     return {"message": error.message, "type": error.type, "code": error.code}
+
+
+def retry_hint(error: GatewayError) -> dict[str, Any]:
+    """What an error event has in place of the header `Retry-After`, in seconds."""
+    return {} if error.retry_after is None else {"retry_after": error.retry_after}
 
 
 class UpstreamFailure(Exception):

@@ -55,6 +55,7 @@ def _backend_url(url: str) -> str:
 _AS_TEXT = WithJsonSchema({"type": "string", "pattern": f"^{_DURATION.pattern}$"})
 Duration = Annotated[float, BeforeValidator(parse_duration), _AS_TEXT]
 PositiveDuration = Annotated[float, BeforeValidator(parse_duration), AfterValidator(_positive), _AS_TEXT]
+Routing = Literal["LeastLoad", "PrefixHash", "Session"]
 Port = Annotated[int, Field(ge=0, le=65535)]
 BackendUrl = Annotated[str, AfterValidator(_backend_url)]
 
@@ -131,6 +132,78 @@ class Timeouts(_Section):
     """How long an idle connection to an engine is kept."""
 
 
+class RoutingSettings(_Section):
+    """Which endpoint of a model a request goes to. A model's own `spec.gateway.routing` beats `strategy`."""
+
+    strategy: Routing = "LeastLoad"
+    """LeastLoad: fewest requests. PrefixHash: prompts that begin alike go together. Session: by header."""
+    session_header: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")] = "x-session-id"
+    """The request header that names a session, in lower case; it also decides between weighted models."""
+
+
+class EjectionSettings(_Section):
+    """When a failing endpoint gets no requests for a while. Callers' own mistakes never count."""
+
+    failures: int = Field(default=3, ge=1)
+    """So many failures in a row."""
+    base: PositiveDuration = "10s"  # type: ignore[assignment]
+    """For how long the first time; twice as long each further time."""
+    longest: PositiveDuration = "5m"  # type: ignore[assignment]
+    """For how long at most."""
+    max_share: float = Field(default=0.5, ge=0, le=1)
+    """At most this share of a model's endpoints, rounded down, so never the only one; 0 ejects none."""
+
+
+class QueueSettings(_Section):
+    """How many requests run and wait, for models whose `spec.gateway` does not say."""
+
+    max_in_flight: int = Field(default=1024, ge=1)
+    """Requests at one endpoint, for each gateway process. vLLM has a queue of its own behind this one."""
+    max_queue: int = Field(default=1024, ge=0)
+    """Requests that wait for one model, for each gateway process; one more gets a 429."""
+    queue_timeout: Duration = "1m"  # type: ignore[assignment]
+    """How long a request waits while the model has an endpoint; then it gets a 503."""
+    cold_start_timeout: Duration = "0s"  # type: ignore[assignment]
+    """How long it waits while there is none; a model that scales from zero says so itself."""
+    keep_alive: PositiveDuration = "5s"  # type: ignore[assignment]
+    """After so long a waiting stream gets its head and a comment, and again each time."""
+
+
+class AuthSettings(_Section):
+    """Who may call. Without `keysFile` everyone may."""
+
+    keys_file: str | None = None
+    """A YAML file of keys, or a folder of them (a mounted Secret); read again when it changes."""
+    allow_anonymous: bool = False
+    """Whether requests without a key are served too; a wrong key is refused all the same."""
+
+
+class CacheSettings(_Section):
+    """Answers of repeated deterministic requests, for models whose `spec.gateway.responseCache` says so."""
+
+    ttl: Duration = "0s"  # type: ignore[assignment]
+    """How long an answer is kept for models that do not say; 0s keeps none."""
+    max_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
+    """All answers together, in the memory of each gateway process."""
+    entry_bytes: int = Field(default=1024 * 1024, ge=1)
+    """The largest answer that is kept."""
+    shared_by: Literal["key", "everyone"] = "key"
+    """Whose answers a caller may get: those of the same API key, or anyone's, which tells who asked what."""
+
+
+class RedisSettings(_Section):
+    """A Redis or Valkey that several gateways share limits and cached answers through."""
+
+    url: Annotated[str, Field(pattern=r"^(redis|rediss|valkey|valkeys)://[^\s@]+$")] | None = None
+    """Such as redis://valkey:6379/0, without a password. Without it each gateway process counts alone."""
+    username: str | None = None
+    """The user, if not the default one."""
+    password_file: str | None = None
+    """A file that holds the password."""
+    timeout: PositiveDuration = "250ms"  # type: ignore[assignment]
+    """How long a request waits for it. While it is away each gateway counts alone again."""
+
+
 class Backend(_Section):
     """A static backend: any server with vLLM's OpenAI-compatible API."""
 
@@ -167,6 +240,18 @@ class Settings(_Section):
     """What a request may be."""
     timeouts: Timeouts = Timeouts()
     """How long to wait for engines and callers."""
+    routing: RoutingSettings = RoutingSettings()
+    """Which endpoint a request goes to."""
+    ejection: EjectionSettings = EjectionSettings()
+    """When a failing endpoint is left alone."""
+    queue: QueueSettings = QueueSettings()
+    """How many requests run and wait."""
+    auth: AuthSettings = AuthSettings()
+    """Who may call."""
+    response_cache: CacheSettings = CacheSettings()
+    """Answers that are kept."""
+    redis: RedisSettings = RedisSettings()
+    """What several gateways share."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least level that is logged."""
     log_format: Literal["json", "text"] = "json"
@@ -183,7 +268,12 @@ def load(file: str | None, overrides: Mapping[str, object]) -> Settings:
     try:
         return Settings.model_validate(document | dict(overrides))
     except ValidationError as error:
-        raise BadSettings("; ".join(_line(item) for item in error.errors())) from error
+        raise BadSettings(describe_errors(error)) from error
+
+
+def describe_errors(error: ValidationError, *, with_values: bool = True) -> str:
+    """One line for a person: each setting and what is wrong with it; without values where they are secret."""
+    return "; ".join(_line(item, with_values=with_values) for item in error.errors())
 
 
 def split_urls(text: str) -> list[dict[str, str]]:
@@ -205,11 +295,15 @@ def _read(file: str) -> dict[str, Any]:
     return document
 
 
-def _line(item: Mapping[str, Any]) -> str:
-    where = ".".join(str(part) for part in item["loc"]) or "settings"
+def _line(item: Mapping[str, Any], *, with_values: bool) -> str:
+    unknown = item["type"] == "extra_forbidden"
+    location = (
+        item["loc"][:-1] if unknown and not with_values else item["loc"]
+    )  # a key may be a value misplaced
+    where = ".".join(str(part) for part in location) or "settings"
     message = str(item["msg"]).removeprefix("Value error, ")
-    if item["type"] == "extra_forbidden":
+    if unknown:
         message = "unknown setting"
     value = item.get("input")
-    shown = f" (got {value!r})" if isinstance(value, str | int | float | bool) else ""
+    shown = f" (got {value!r})" if with_values and isinstance(value, str | int | float | bool) else ""
     return f"{where}: {message}{shown}"

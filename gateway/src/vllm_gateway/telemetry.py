@@ -54,14 +54,21 @@ class Readings(Collector):
     def __init__(self) -> None:
         self.gaps: dict[str, Gaps] = {}
         self.in_flight: Callable[[], Mapping[str, int]] = dict
+        self.queued: Callable[[], Mapping[str, int]] = dict
+        self.ejected: Callable[[], Mapping[str, int]] = dict
+        self.key_problem: Callable[[], str] = str
         self.connections: Callable[[], int] = int
         self.table_age: Callable[[], float] = float
 
     def collect(self) -> Iterable[Metric]:
-        active = GaugeMetricFamily("vllm_gateway_in_flight", "Requests at engines now.", labels=["model"])
-        for model, count in self.in_flight().items():
-            active.add_metric([model], count)
-        yield active
+        yield _by_model("in_flight", "Requests at engines now.", self.in_flight())
+        yield _by_model("queued", "Requests that wait for a place or a first endpoint.", self.queued())
+        yield _by_model("ejected_endpoints", "Endpoints left alone since they failed.", self.ejected())
+        yield GaugeMetricFamily(
+            "vllm_gateway_key_file_failed",
+            "1 while the file of API keys cannot be read and older keys are in force.",
+            value=float(bool(self.key_problem())),
+        )
         yield GaugeMetricFamily(
             "vllm_gateway_connections", "Open connections of callers.", value=self.connections()
         )
@@ -78,6 +85,13 @@ class Readings(Collector):
         for model, observed in dict(self.gaps).items():
             gaps.add_metric([model], observed.buckets(), sum_value=observed.total)
         yield gaps
+
+
+def _by_model(name: str, text: str, counts: Mapping[str, int]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"vllm_gateway_{name}", text, labels=["model"])
+    for model, count in counts.items():
+        family.add_metric([model], count)
+    return family
 
 
 class Metrics:
@@ -105,6 +119,12 @@ class Metrics:
         self.streams_ended = self._counter("streams_ended", "Streams by how they ended.", "model", "outcome")
         self.upstream_errors = self._counter("upstream_errors", "Failures of engines.", "model", "reason")
         self.retries = self._counter("retries", "Requests tried again elsewhere.")
+        self.queue_wait = self._histogram(
+            "queue_wait_seconds", "How long requests waited that had to wait.", _SECONDS, "model"
+        )
+        self.cache_requests = self._counter(
+            "cache_requests", "Requests for models with a response cache: hit, miss or bypass.", "result"
+        )
 
     def gaps_of(self, model: str) -> Gaps:
         return self.readings.gaps.setdefault(model, Gaps())
@@ -115,12 +135,12 @@ class Metrics:
     def retry(self) -> None:
         self.retries.inc()
 
-    def count_tokens(self, model: str, prompt: int, completion: int) -> None:
-        """By key once callers have keys; until then every caller is `anonymous`."""
+    def count_tokens(self, model: str, key: str, prompt: int, completion: int) -> None:
+        """`key` is the name of an API key, never the key."""
         if prompt:
-            self.tokens.labels(model, "anonymous", "prompt").inc(prompt)
+            self.tokens.labels(model, key, "prompt").inc(prompt)
         if completion:
-            self.tokens.labels(model, "anonymous", "completion").inc(completion)
+            self.tokens.labels(model, key, "completion").inc(completion)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"vllm_gateway_{name}", text, labels, registry=self.registry)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 from vllm_gateway.routing.table import Endpoint, Limits, Model
-from vllm_gateway.settings import parse_duration
+from vllm_gateway.settings import Routing, parse_duration
 
 Json = dict[str, Any]
 
@@ -22,6 +22,8 @@ LABEL_MANAGER = "endpointslice.kubernetes.io/managed-by"
 MANAGER = "endpointslice-controller.k8s.io"
 PORT_NAME = "http"
 _DEFAULT_WEIGHT = 100
+_COLD_START = 600.0  # spec.autoscaling.coldStartTimeout's default
+_ROUTINGS: dict[str, Routing] = {name: name for name in get_args(Routing)}
 
 
 def models_of(models: Iterable[Json], slices: Iterable[Json]) -> list[Model]:
@@ -36,12 +38,13 @@ def models_of(models: Iterable[Json], slices: Iterable[Json]) -> list[Model]:
 
 def _model(body: Json, by_service: dict[tuple[str, str], list[Json]]) -> Model:
     metadata, status = _mapping(body.get("metadata")), _mapping(body.get("status"))
-    gateway = _mapping(_mapping(body.get("spec")).get("gateway"))
+    spec = _mapping(body.get("spec"))
+    gateway = _mapping(spec.get("gateway"))
     namespace, name, uid = (str(metadata.get(field, "")) for field in ("namespace", "name", "uid"))
     own = [item for item in by_service.get((namespace, f"{name}-engine"), ()) if _belongs(item, uid)]
     endpoints = tuple({end.id: end for item in own for end in _endpoints(item)}.values())
     reason, message = ("", "") if endpoints else _why_not(status)
-    weight = gateway.get("weight")
+    weight = _number(gateway.get("weight"))
     return Model(
         name=name,
         upstream_name=name,
@@ -50,9 +53,25 @@ def _model(body: Json, by_service: dict[tuple[str, str], list[Json]]) -> Model:
         endpoints=endpoints,
         reason=reason,
         message=message,
+        stalled=not endpoints and _condition(status, "Stalled").get("status") == "True",
         created=_timestamp(metadata.get("creationTimestamp")),
-        weight=weight if isinstance(weight, int) and weight >= 0 else _DEFAULT_WEIGHT,
-        limits=Limits(_seconds(gateway.get("firstTokenTimeout")), _seconds(gateway.get("idleTimeout"))),
+        weight=_DEFAULT_WEIGHT if weight is None else weight,
+        limits=_limits(gateway, _mapping(spec.get("autoscaling"))),
+        routing=_ROUTINGS.get(str(gateway.get("routing"))),
+    )
+
+
+def _limits(gateway: Json, autoscaling: Json) -> Limits:
+    cold_start = _seconds(autoscaling.get("coldStartTimeout")) or _COLD_START
+    cache = _mapping(gateway.get("responseCache"))
+    return Limits(
+        first_token=_seconds(gateway.get("firstTokenTimeout")) or None,
+        idle=_seconds(gateway.get("idleTimeout")) or None,
+        max_in_flight=_number(gateway.get("maxInFlight")) or None,
+        max_queue=_number(gateway.get("maxQueue")),
+        queue_timeout=_seconds(gateway.get("queueTimeout")),
+        cold_start=cold_start if autoscaling else None,
+        cache_ttl=_seconds(cache.get("ttl")),
     )
 
 
@@ -81,19 +100,31 @@ def _ready(conditions: Json) -> bool:
 
 
 def _why_not(status: Json) -> tuple[str, str]:
-    for condition in status.get("conditions") or ():
-        if condition.get("type") == "Ready" and condition.get("status") != "True":
-            return str(condition.get("reason", "")), str(condition.get("message", ""))
+    ready = _condition(status, "Ready")
+    if ready and ready.get("status") != "True":
+        return str(ready.get("reason", "")), str(ready.get("message", ""))
     if not status:
         return "Pending", "the operator has not seen this model yet"
     return "NoEndpoints", "no pod of this model is ready"
 
 
+def _condition(status: Json, kind: str) -> Json:
+    found = (item for item in status.get("conditions") or () if item.get("type") == kind)
+    return next(found, {})
+
+
+# The API server's schema lets no other values through; a bad one is as good as none.
+
+
 def _seconds(value: object) -> float | None:
     try:
-        return parse_duration(value) or None if value is not None else None
-    except ValueError:  # the API server's schema lets none through; a bad one is as good as none
+        return parse_duration(value) if value is not None else None
+    except ValueError:
         return None
+
+
+def _number(value: object) -> int | None:
+    return value if isinstance(value, int) and value >= 0 else None
 
 
 def _timestamp(value: object) -> int:

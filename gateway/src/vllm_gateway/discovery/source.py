@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from vllm_gateway.routing.table import Table
+from vllm_gateway.routing.table import Model, Table
 
 _LOG = logging.getLogger("vllm_gateway.discovery")
 
@@ -26,14 +27,21 @@ class TableHolder:
 
     def __init__(self) -> None:
         self._table = Table(notes=("the gateway has not seen the list of models yet",))
+        self._followers: list[Callable[[Mapping[str, Model]], None]] = []
 
     def __call__(self) -> Table:
         return self._table
+
+    def tell(self, follower: Callable[[Mapping[str, Model]], None]) -> None:
+        """Calls `follower` with the models of each new table, on the request loop."""
+        self._followers.append(follower)
 
     def put(self, table: Table) -> None:
         """Swaps the table; says in the log what changed for callers."""
         before, self._table = self._table, table
         self._log_changes(before, table)
+        for follower in self._followers:
+            follower(table.models)
 
     def _log_changes(self, before: Table, after: Table) -> None:
         for key in before.models.keys() | after.models.keys():

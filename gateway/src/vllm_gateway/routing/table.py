@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from vllm_gateway.errors import GatewayError, model_not_found, model_not_ready
+from vllm_gateway.errors import (
+    GatewayError,
+    model_not_allowed,
+    model_not_found,
+    model_not_ready,
+    model_removed,
+)
+from vllm_gateway.settings import Routing
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,17 +30,27 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """A model's own timeouts, in seconds; None means the gateway's setting."""
+    """A model's own limits, times in seconds; None means the gateway's setting.
+
+    `max_in_flight` is per endpoint. `cold_start` is how long a request waits while there is no endpoint.
+    `cache_ttl` of 0 is no response cache.
+    """
 
     first_token: float | None = None
     idle: float | None = None
+    max_in_flight: int | None = None
+    max_queue: int | None = None
+    queue_timeout: float | None = None
+    cold_start: float | None = None
+    cache_ttl: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
     """A model as callers see it, and what the engine calls it (`upstream_name`).
 
-    `reason` and `message` say why there is no endpoint, in the words of the Ready condition.
+    `reason` and `message` say why there is no endpoint, in the words of the Ready condition; `stalled` that
+    time alone will not change it.
     """
 
     name: str
@@ -43,9 +60,11 @@ class Model:
     endpoints: tuple[Endpoint, ...] = ()
     reason: str = ""
     message: str = ""
+    stalled: bool = False
     created: int = 0
     weight: int = 100
     limits: Limits = Limits()
+    routing: Routing | None = None
 
     @property
     def key(self) -> str:
@@ -63,13 +82,15 @@ class Table:
     """Every model by key and by granted name.
 
     `complete` is false until discovery has seen everything once: an unknown name is then not yet a 404.
-    `notes` are sentences for /health about what discovery cannot see now.
+    `notes` are sentences for /health about what discovery cannot see now. `hidden` are names that exist but
+    not for the caller whose view this is.
     """
 
     models: Mapping[str, Model] = field(default_factory=lambda: MappingProxyType({}))
     names: Mapping[str, tuple[Model, ...]] = field(default_factory=lambda: MappingProxyType({}))
     complete: bool = False
     notes: tuple[str, ...] = ()
+    hidden: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, models: Iterable[Model], *, complete: bool = True, notes: Iterable[str] = ()) -> Table:
@@ -86,15 +107,29 @@ class Table:
         names |= {key: (model,) for key, model in by_key.items()}  # a key always wins over a short name
         return cls(MappingProxyType(by_key), MappingProxyType(names), complete, tuple(notes))
 
+    def seen_by(self, may_use: Callable[[Model], bool]) -> Table:
+        """The table of a caller who may use some of the models."""
+        kept = Table.of(filter(may_use, self.models.values()), complete=self.complete, notes=self.notes)
+        return replace(kept, hidden=frozenset(self.names.keys() - kept.names.keys()))
+
     def resolve(self, name: str) -> tuple[Model, ...]:
-        """The models that answer to `name`; more than one share it by weight. Raises a 404 or a 503."""
+        """The models that answer to `name`; more than one share it by weight. Raises 403, 404 or 503."""
         found = self.names.get(name)
         if found is not None:
             return found
+        if name in self.hidden:
+            raise model_not_allowed(name, self.public_names())
         if not self.complete:
             why = "; ".join(self.notes) or "the gateway has not seen the list of models yet"
             raise model_not_ready(name, "Unknown", why, retry_after=2)
         raise model_not_found(name, self.public_names())
+
+    def now(self, models: Iterable[Model], name: str) -> tuple[Model, ...]:
+        """What became of `models`, which an older table gave for `name`. Raises a 404 if all are gone."""
+        kept = tuple(self.models[model.key] for model in models if model.key in self.models)
+        if not kept:
+            raise model_removed(name)
+        return kept
 
     def only(self) -> Model | None:
         """The model that a request without a name means: the one there is."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from vllm_gateway.errors import UpstreamFailure
+from vllm_gateway.routing.balance import Balancer, untried
 from vllm_gateway.routing.load import Load
-from vllm_gateway.routing.pick import Hint, Strategy, by_weight, least_load
+from vllm_gateway.routing.pick import Hint, by_weight
 from vllm_gateway.routing.table import Endpoint, Model, not_ready
 from vllm_gateway.upstream.client import Client, Connection
 from vllm_gateway.upstream.http1 import Head
@@ -62,17 +62,22 @@ class Call:
     request_id: str
     timeout: Callable[[Model], float]
     timeout_reason: str
+    hint: Hint = field(default_factory=Hint)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Upstream:
-    """An engine's answer: the head is here, the body is on `connection`. `sent_at` is the loop's time."""
+    """An engine's answer: the head is here, the body is on `connection`. `sent_at` is the loop's time.
+
+    Whoever reads the body says in `outcome` how it ended, as `Balancer.report` takes it.
+    """
 
     model: Model
     endpoint: Endpoint
     connection: Connection
     head: Head
     sent_at: float
+    outcome: str | None = None
 
 
 @dataclass(slots=True)
@@ -80,11 +85,14 @@ class Engines:
     """Sends calls to the models' endpoints."""
 
     client: Client
-    load: Load
+    balancer: Balancer
     observer: Observer
-    strategy: Strategy = least_load
     budget: RetryBudget = field(default_factory=RetryBudget)
-    draw: Callable[[], float] = random.random
+
+    @property
+    def load(self) -> Load:
+        """What is in flight where."""
+        return self.balancer.load
 
     @contextlib.asynccontextmanager
     async def open(self, call: Call, models: Sequence[Model]) -> AsyncIterator[Upstream]:
@@ -105,39 +113,47 @@ class Engines:
                         yield upstream
                     finally:
                         self.client.release(endpoint, upstream.connection)
+                        self.balancer.report(endpoint, upstream.outcome)
                     return
             self.observer.retry()
 
     def _choose(self, call: Call, models: Sequence[Model], tried: list[str]) -> tuple[Model, Endpoint]:
-        fresh = [model for model in models if _others(model, tried)]
-        model = by_weight(fresh or models, Hint(self.draw()))
+        fresh = [model for model in models if untried(model, tried)]
+        model = by_weight(fresh or models, call.hint)
         if model is None:
             raise not_ready(call.name, models)
-        endpoints = _others(model, tried) or model.endpoints
-        return model, self.strategy(endpoints, self.load.by_endpoint, Hint(self.draw()))
+        return model, self.balancer.endpoint(model, tried, call.hint)
 
     async def _try(
         self, call: Call, models: Sequence[Model], model: Model, endpoint: Endpoint, tried: list[str]
     ) -> Upstream | None:
         """The answer of `endpoint`, or None where the call should be tried again."""
+        self.balancer.health.chosen(endpoint.id)
         try:
             upstream = await self._send(call, model, endpoint, fresh=len(tried) > 1)
         except UpstreamFailure as failure:
             self.observer.upstream_error(model.key, failure.reason)
             # A reused connection that was closed says nothing against its endpoint.
-            if failure.retryable and self._may_retry(models, tried, same=failure.reason == "closed_early"):
+            stale = failure.retryable and failure.reason == "closed_early"
+            self.balancer.report(endpoint, None if stale else failure.reason)
+            if failure.retryable and self._may_retry(models, tried, same=stale):
                 return None
+            raise
+        except BaseException:  # the caller left
+            self.balancer.report(endpoint, None)
             raise
         status = upstream.head.status
         if status in _RETRYABLE_STATUS:
-            self.observer.upstream_error(model.key, f"status_{status}")
+            upstream.outcome = f"status_{status}"
+            self.observer.upstream_error(model.key, upstream.outcome)
             if self._may_retry(models, tried, same=False):
                 upstream.connection.close()
+                self.balancer.report(endpoint, upstream.outcome)
                 return None
         return upstream
 
     def _may_retry(self, models: Sequence[Model], tried: list[str], *, same: bool) -> bool:
-        others = any(_others(model, tried) for model in models)
+        others = any(untried(model, tried) for model in models)
         return len(tried) < MAX_ATTEMPTS and (others or same) and self.budget.withdraw()
 
     async def _send(self, call: Call, model: Model, endpoint: Endpoint, *, fresh: bool) -> Upstream:
@@ -153,10 +169,6 @@ class Engines:
             connection.close()
             raise
         return Upstream(model, endpoint, connection, head, sent_at)
-
-
-def _others(model: Model, tried: list[str]) -> list[Endpoint]:
-    return [endpoint for endpoint in model.endpoints if endpoint.id not in tried]
 
 
 def request_bytes(call: Call, endpoint: Endpoint, body: bytes) -> bytes:

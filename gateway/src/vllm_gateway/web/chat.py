@@ -7,6 +7,7 @@ is JSON, and the last one is `{"done": true}` however the stream ended.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,13 +15,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from vllm_gateway.errors import GatewayError, bad_request, chat_error
+from vllm_gateway.errors import GatewayError, bad_request, chat_error, retry_hint
 from vllm_gateway.policy import envelope
 from vllm_gateway.routing.table import Model, Table
 from vllm_gateway.settings import RequestLimits
 from vllm_gateway.upstream import sse
 from vllm_gateway.web.dialect import Account
-from vllm_gateway.web.openai import Request, choose_default
+from vllm_gateway.web.openai import Request, choose_default, conversation_prefix
 
 UPSTREAM_PATH = "/v1/chat/completions"
 MAX_EVENT_BYTES = 1200
@@ -97,7 +98,9 @@ def understand(
     def body_for(model: Model) -> bytes:
         return json.dumps({"model": model.upstream_name, **options}).encode()
 
-    return Request(chat.model or models[0].public_name, models, stream, strip_usage=False, body_for=body_for)
+    name = chat.model or models[0].public_name
+    prefix = functools.partial(conversation_prefix, options["messages"])
+    return Request(name, models, stream, strip_usage=False, body_for=body_for, prefix=prefix)
 
 
 def _invalid(error: ValidationError) -> GatewayError:
@@ -159,7 +162,7 @@ class ChatStream:
 
     def failed(self, error: GatewayError) -> bytes:
         self.account.failure = self.account.failure or error.code
-        return event({"error": _clipped(chat_error(error))}) + self.end()
+        return event({"error": _clipped(chat_error(error)) | retry_hint(error)}) + self.end()
 
     def _translate(self, raw: bytes) -> bytes:
         data = sse.data_of(raw)

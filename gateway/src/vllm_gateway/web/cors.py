@@ -8,7 +8,7 @@ from vllm_gateway.settings import Cors
 
 Headers = list[tuple[bytes, bytes]]
 
-_EXPOSED = (b"access-control-expose-headers", b"x-request-id, retry-after")
+_EXPOSED = (b"access-control-expose-headers", b"x-request-id, retry-after, x-cache")
 _ANY = "*"
 
 

@@ -13,11 +13,13 @@ from vllm_gateway.web.openai import ROUTES
 _REF = "#/components/schemas/{model}"
 _ERRORS = {
     "400": "The body is not understood; `param` names the field.",
+    "401": "The API key is missing or wrong, where keys are used.",
+    "403": "The API key may not use this model; the message lists those that it may.",
     "404": "No such model; the message lists those that are served.",
     "413": "The body is too large.",
-    "429": "Too many requests; see Retry-After.",
+    "429": "The key's limits are used up, or too many wait for the model; see Retry-After.",
     "502": "The engine failed.",
-    "503": "The model is not ready; the message says why; see Retry-After.",
+    "503": "The model is not ready, or no place came free in time; the message says why; see Retry-After.",
     "504": "The engine was too slow.",
 }
 

@@ -7,6 +7,7 @@ plain functions that both paths pass through here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -19,15 +20,17 @@ from vllm_gateway.errors import (
     openai_error,
     shutting_down,
 )
+from vllm_gateway.policy.keys import ANONYMOUS
 from vllm_gateway.policy.limits import request_id
 from vllm_gateway.web.channel import Headers, Message, Receive, Scope, Send, channel_for
 from vllm_gateway.web.cors import CorsPolicy, is_preflight
 from vllm_gateway.web.exchange import CLIENT_CLOSED, Disconnected, Exchange
 from vllm_gateway.web.routes import ROUTES
-from vllm_gateway.web.services import Services
+from vllm_gateway.web.services import CALLER, Services
 
 _LOG = logging.getLogger("vllm_gateway.web")
 _ACCESS = logging.getLogger("vllm_gateway.access")
+_OPEN = frozenset({"/health", "/docs", "/docs/oauth2-redirect", "/openapi.json"})  # never need a key
 _KNOWN_PATHS = frozenset({"/models", "/health", "/v1/models", "/docs", "/openapi.json"})
 
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -89,7 +92,8 @@ class Edge:
         self, exchange: Exchange, handle: Callable[[Services, Exchange], Awaitable[None]]
     ) -> None:
         try:
-            await handle(self._services, exchange)
+            async with self._services.admission.enter(exchange):
+                await handle(self._services, exchange)
         except asyncio.CancelledError:
             if exchange.channel.gone:
                 raise
@@ -106,7 +110,11 @@ class Edge:
             await self._fail(exchange, internal_error())
 
     async def _fail(self, exchange: Exchange, error: GatewayError) -> None:
-        if exchange.channel.started:
+        if exchange.error_event is not None:  # it waited in the queue, and its head has gone out
+            exchange.outcome = error.code
+            self._services.metrics.streams_ended.labels(exchange.model, error.code).inc()
+            exchange.channel.finish(exchange.error_event(error))
+        elif exchange.channel.started:
             exchange.channel.abort()
         else:
             await exchange.respond_error(error)
@@ -120,8 +128,15 @@ class Edge:
                 message = {**message, "headers": [*message.get("headers", ()), *common]}
             await send(message)
 
-        await exchange.channel.close()  # FastAPI answers through `send`
-        await self._api(scope, receive, send_with_headers)
+        async with contextlib.AsyncExitStack() as held:
+            if scope["path"] not in _OPEN:
+                try:
+                    await held.enter_async_context(self._services.admission.enter(exchange))
+                except GatewayError as error:
+                    await exchange.respond_error(error)
+                    return
+            await exchange.channel.close()  # FastAPI answers through `send`
+            await self._api({**scope, CALLER: exchange.caller}, receive, send_with_headers)
 
     def _record(self, exchange: Exchange) -> None:
         status = exchange.status or CLIENT_CLOSED
@@ -154,7 +169,8 @@ def _not_post(method: str, path: str) -> GatewayError:
 
 
 def _fields(exchange: Exchange) -> dict[str, Any]:
-    return {
+    key = {} if exchange.caller is ANONYMOUS else {"key": exchange.caller.name}
+    return key | {
         "request_id": exchange.request_id,
         "method": exchange.method,
         "route": exchange.route,

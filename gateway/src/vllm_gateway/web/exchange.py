@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from vllm_gateway.errors import GatewayError
+from vllm_gateway.policy.keys import ANONYMOUS
 from vllm_gateway.policy.limits import body_too_large, body_too_slow, check_declared
 from vllm_gateway.settings import RequestLimits
 from vllm_gateway.telemetry import UNKNOWN_MODEL
@@ -23,7 +25,11 @@ class Disconnected(Exception):
 
 
 class Exchange:
-    """A request with its channel. `status`, `model` and `outcome` are what the metrics and the log say."""
+    """A request with its channel. `status`, `model` and `outcome` are what the metrics and the log say.
+
+    `caller` and `held` are those of `Visit`; `error_event` is how to end a stream that was begun before an
+    engine answered.
+    """
 
     def __init__(
         self,
@@ -43,8 +49,11 @@ class Exchange:
         self.request_id = request_id
         self.channel = channel
         self.model = UNKNOWN_MODEL
+        self.caller = ANONYMOUS
+        self.held = ExitStack()
         self.status = 0
         self.outcome = ""
+        self.error_event: Callable[[GatewayError], bytes] | None = None
         self.started_at = asyncio.get_running_loop().time()
         self._common = common_headers
         self._receive = receive

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
@@ -16,6 +16,7 @@ from vllm_gateway.web.models import ModelState, states
 from vllm_gateway.web.services import Services
 
 _STUCK_SECONDS = 30.0
+_NOBODY = (0, 0.0)
 
 
 class Health(BaseModel):
@@ -31,9 +32,9 @@ def health_router(services: Services) -> APIRouter:
 
     @router.head("/health", include_in_schema=False)
     @router.get("/health", operation_id="health", responses={503: {"model": Health}})
-    async def health(response: Response) -> Health:
+    async def health(request: Request, response: Response) -> Health:
         """Whether this gateway should get requests, and the models behind it. 503 while it drains."""
-        table = services.table()
+        table = services.admission.public_view(services.table(), dict(request.headers.raw))
         draining = services.lifecycle.draining
         if draining:
             response.status_code = 503
@@ -93,13 +94,14 @@ def load_report(services: Services) -> dict[str, Any]:
     """What the operator scales by. `started_at` is Unix time; a young gateway knows little of idleness."""
     load = services.engines.load
     by_model, by_endpoint = load.snapshot()
+    queued = {key: waiting for key, waiting in services.queues.snapshot().items() if waiting[0]}
     age = time.time() - services.lifecycle.started_at
     models = {
         key: {
             "in_flight": by_model.get(key, 0),
-            "queued": 0,
-            "oldest_queued_seconds": 0.0,
-            "idle_seconds": load.idle_seconds(key, age),
+            "queued": queued.get(key, _NOBODY)[0],
+            "oldest_queued_seconds": round(queued.get(key, _NOBODY)[1], 3),
+            "idle_seconds": 0.0 if key in queued else load.idle_seconds(key, age),
             "endpoints": {end.id: by_endpoint.get(end.id, 0) for end in model.endpoints},
         }
         for key, model in services.table().models.items()

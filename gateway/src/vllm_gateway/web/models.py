@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from vllm_gateway.routing.table import Model, Table
-from vllm_gateway.web.services import Services
+from vllm_gateway.web.services import CALLER, Services
 
 OWNER = "vllm-fleet"
 
@@ -63,22 +63,25 @@ def _state(model: Model) -> ModelState:
 def models_router(services: Services) -> APIRouter:
     router = APIRouter(tags=["models"])
 
+    def seen(request: Request) -> Table:
+        return services.admission.view(services.table(), request.scope[CALLER])
+
     @router.head("/models", include_in_schema=False)
     @router.get("/models", operation_id="models")
-    async def models() -> ModelStates:
-        """Every model and its state."""
-        return states(services.table())
+    async def models(request: Request) -> ModelStates:
+        """Every model that the caller may use, and its state."""
+        return states(seen(request))
 
     @router.get("/v1/models", operation_id="openai_models")
-    async def openai_models() -> OpenAIModels:
+    async def openai_models(request: Request) -> OpenAIModels:
         """The names that requests may give."""
-        table = services.table()
+        table = seen(request)
         return OpenAIModels(data=[_named(table, name) for name in table.public_names()])
 
     @router.get("/v1/models/{name:path}", operation_id="openai_model")
-    async def openai_model(name: str) -> OpenAIModel:
+    async def openai_model(request: Request, name: str) -> OpenAIModel:
         """One name."""
-        table = services.table()
+        table = seen(request)
         table.resolve(name)
         return _named(table, name)
 

@@ -6,9 +6,10 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vllm_gateway.errors import GatewayError, bad_request, openai_error
+from vllm_gateway.errors import GatewayError, bad_request, openai_error, retry_hint
 from vllm_gateway.policy import envelope
 from vllm_gateway.policy.envelope import Span
+from vllm_gateway.routing.pick import PREFIX_CHARACTERS
 from vllm_gateway.routing.table import Model, Table
 from vllm_gateway.settings import RequestLimits
 from vllm_gateway.upstream import sse
@@ -16,7 +17,7 @@ from vllm_gateway.web.dialect import Account
 
 STREAMING = ("/v1/chat/completions", "/v1/completions")
 ROUTES = (*STREAMING, "/v1/embeddings")
-_KEYS = frozenset({"model", "stream", "stream_options"})
+_KEYS = frozenset({"model", "stream", "stream_options", "messages", "prompt"})
 _MAX_NAME = 256
 _USAGE_ON = b'{"include_usage":true}'
 _DONE = b"data: [DONE]\n\n"
@@ -32,6 +33,7 @@ class Request:
     stream: bool
     strip_usage: bool
     body_for: Callable[[Model], bytes]
+    prefix: Callable[[], str]
 
 
 def understand(
@@ -50,7 +52,29 @@ def understand(
             return envelope.splice(body, changes) if changes else body
         return envelope.splice(body, [*changes, (model_span, json.dumps(model.upstream_name).encode())])
 
-    return Request(name or models[0].public_name, models, stream, strip, body_for)
+    public = name or models[0].public_name
+    return Request(public, models, stream, strip, body_for, lambda: _prefix(body, spans))
+
+
+def _prefix(body: bytes, spans: dict[str, Span]) -> str:
+    """How the prompt begins, for routing; nothing where it has no text."""
+    if "messages" in spans:
+        return conversation_prefix(envelope.decode(body, spans["messages"], "messages"))
+    prompt = envelope.decode(body, spans["prompt"], "prompt") if "prompt" in spans else None
+    first = prompt[0] if isinstance(prompt, list) and prompt else prompt
+    return first[:PREFIX_CHARACTERS] if isinstance(first, str) else ""
+
+
+def conversation_prefix(messages: object) -> str:
+    """How the first user's message begins. System prompts are alike for all callers of an application, and
+    the first message stays the same over the turns of a conversation.
+    """
+    turns = [turn for turn in messages if isinstance(turn, dict)] if isinstance(messages, list) else []
+    first = next((turn for turn in turns if turn.get("role") == "user"), turns[0] if turns else {})
+    content = first.get("content")
+    parts = content if isinstance(content, list) else [{"text": content}]
+    texts = [part.get("text") for part in parts if isinstance(part, dict)]
+    return next((text[:PREFIX_CHARACTERS] for text in texts if isinstance(text, str)), "")
 
 
 def choose_default(table: Table, default: str | None) -> tuple[Model, ...]:
@@ -121,7 +145,7 @@ class OpenAIStream:
         return b"" if self.account.done else _DONE
 
     def failed(self, error: GatewayError) -> bytes:
-        document = {"error": openai_error(error)}
+        document = {"error": openai_error(error) | retry_hint(error)}
         return b"data: " + json.dumps(document).encode() + b"\n\n" + _DONE
 
     def _keep(self, event: bytes) -> bool:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vllm_gateway.errors import UpstreamFailure, from_engine, from_failure
+from vllm_gateway.errors import GatewayError, UpstreamFailure, from_engine, from_failure
+from vllm_gateway.policy.cache import Answer, Recorder
+from vllm_gateway.routing.balance import WELL
 from vllm_gateway.routing.table import Model
-from vllm_gateway.settings import RequestLimits, Timeouts
-from vllm_gateway.telemetry import Gaps, Metrics
-from vllm_gateway.upstream.attempt import Call, Engines, Upstream
+from vllm_gateway.settings import Timeouts
+from vllm_gateway.telemetry import Gaps
+from vllm_gateway.upstream.attempt import Call, Upstream
 from vllm_gateway.upstream.http1 import Head
 from vllm_gateway.upstream.sse import Events, has_data
 from vllm_gateway.web.channel import Channel, Headers
 from vllm_gateway.web.dialect import Account, Dialect, StreamDialect
 from vllm_gateway.web.exchange import Exchange
+from vllm_gateway.web.openai import Request
+from vllm_gateway.web.replay import MISS, Place, RecordedStream
+from vllm_gateway.web.services import Services
+from vllm_gateway.web.waiting import wait_for_place
 
 _LOG = logging.getLogger("vllm_gateway.relay")
 _MAX_ERROR_BODY = 64 * 1024
@@ -192,37 +197,56 @@ class WholeBody:
 
 @dataclass(frozen=True, slots=True)
 class RelayResponse:
-    """Owns the lease and the upstream connection of one request, in the request's own task.
+    """Owns the place, the lease and the upstream connection of one request, in the request's own task.
 
     No background task and no dependency releases anything: leaving `run`, however that happens, does.
+    `place` is where the answer is kept, if it is.
     """
 
-    engines: Engines
-    metrics: Metrics
-    limits: RequestLimits
-    timeouts: Timeouts
+    services: Services
     exchange: Exchange
     dialect: Dialect
+    place: Place | None = None
 
-    async def run(self, call: Call, models: Sequence[Model]) -> None:
-        """Answers the exchange. Raises GatewayError and UpstreamFailure while nothing has been answered."""
-        async with self.engines.open(call, models) as upstream:
-            self.exchange.model = upstream.model.key
-            if not 200 <= upstream.head.status < 300:
-                await self._refuse(upstream)
-            elif _is_event_stream(upstream.head):
-                await self._stream(upstream)
-            else:
-                await self._unary(upstream)
+    async def run(self, call: Call, request: Request, model: Model) -> None:
+        """Answers the exchange from `model`, or from one that shares its name where that fails.
+
+        Raises GatewayError and UpstreamFailure, while nothing has been answered or with `error_event` set.
+        """
+        services, models = self.services, request.models
+        with services.queues.enter(model, call.name) as ticket:
+            if not ticket.granted:
+                begin = self._begin if request.stream else None
+                seconds = services.settings.queue.keep_alive
+                await wait_for_place(ticket, self.exchange, begin, seconds, services.metrics)
+                models = services.table().now(models, call.name)
+            async with services.engines.open(call, models) as upstream:
+                await self._answer(upstream)
+
+    async def _answer(self, upstream: Upstream) -> None:
+        self.exchange.model = upstream.model.key
+        if not 200 <= upstream.head.status < 300:
+            await self._refuse(upstream)
+        elif _is_event_stream(upstream.head):
+            await self._stream(upstream)
+        else:
+            await self._unary(upstream)
+
+    def _begin(self) -> None:
+        """A stream's head before an engine has answered: what goes wrong from now on is an event."""
+        self.exchange.error_event = self.dialect.stream().failed
+        self.exchange.start(200, self._with_cache(_SSE_HEADERS))
 
     async def _stream(self, upstream: Upstream) -> None:
         channel = self.exchange.channel
-        dialect = self.dialect.stream()
-        gaps = self.metrics.gaps_of(upstream.model.key)
-        stream = Stream(channel, upstream, dialect, gaps, self.timeouts)
+        dialect, recorded = self._stream_dialect(upstream)
+        gaps = self.services.metrics.gaps_of(upstream.model.key)
+        stream = Stream(channel, upstream, dialect, gaps, self.services.settings.timeouts)
         channel.flow = stream
         try:
-            self.exchange.start(200, _SSE_HEADERS)
+            self.exchange.error_event = None
+            if not channel.started:
+                self.exchange.start(200, self._with_cache(_SSE_HEADERS))
             upstream.connection.start(stream)
             await channel.wait(stream.done)
         except asyncio.CancelledError:
@@ -230,44 +254,77 @@ class RelayResponse:
                 stream.failed(UpstreamFailure("draining", "the gateway stops"))
         finally:
             stream.close()
-            self._record_stream(upstream.model, stream, dialect.account)
+            self._record_stream(upstream, stream, dialect.account)
+        if stream.outcome == WELL and recorded is not None:
+            await self._keep(_SSE_HEADERS[0][1], recorded.body())
+
+    def _stream_dialect(self, upstream: Upstream) -> tuple[StreamDialect, Recorder | None]:
+        dialect = self.dialect.stream()
+        if self.place is None or self.place.model != upstream.model.key:
+            return dialect, None
+        recorded = RecordedStream(dialect, self.place.limit)
+        return recorded, recorded.recorder
 
     async def _unary(self, upstream: Upstream) -> None:
-        body = await self._read(upstream, self.limits.answer_bytes)
+        self._not_begun()
+        body = await self._read(upstream, self.services.settings.limits.answer_bytes)
+        upstream.outcome = WELL
         account = Account()
         answer = self.dialect.unary(body, account)
         kind = upstream.head.headers.get(b"content-type", b"application/json")
-        self.exchange.respond(upstream.head.status, [(b"content-type", kind)], answer)
-        self.metrics.count_tokens(upstream.model.key, account.prompt_tokens, account.completion_tokens)
+        self.exchange.respond(upstream.head.status, self._with_cache([(b"content-type", kind)]), answer)
+        self._charge(upstream.model, account.prompt_tokens, account.completion_tokens)
+        if self.place is not None and self.place.model == upstream.model.key and upstream.head.status == 200:
+            await self._keep(kind, answer if len(answer) <= self.place.limit else None)
 
     async def _refuse(self, upstream: Upstream) -> None:
         head = upstream.head
         body = await self._read(upstream, _MAX_ERROR_BODY)
         error = from_engine(head.status, body, head.header(b"retry-after"))
         allowed = self.dialect.refusal(head.status, body)
-        if allowed is None:
+        if allowed is None or self.exchange.error_event is not None:
             raise error
         self.exchange.outcome = error.code
         self.exchange.respond(head.status, [(b"content-type", b"application/json")], allowed)
 
     async def _read(self, upstream: Upstream, limit: int) -> bytes:
         try:
-            return await WholeBody(limit).read(upstream, self.timeouts.unary)
+            return await WholeBody(limit).read(upstream, self.services.settings.timeouts.unary)
         except UpstreamFailure as failure:
-            self.metrics.upstream_error(upstream.model.key, failure.reason)
+            upstream.outcome = failure.reason
+            self.services.metrics.upstream_error(upstream.model.key, failure.reason)
             raise
 
-    def _record_stream(self, model: Model, stream: Stream, account: Account) -> None:
-        key = model.key
+    def _not_begun(self) -> None:
+        """A stream was asked for and begun, and the engine answers with something else."""
+        if self.exchange.error_event is not None:
+            raise GatewayError(502, "engine_bad_response", "The engine's answer is no stream.")
+
+    def _with_cache(self, headers: Headers) -> Headers:
+        return headers if self.place is None else [*headers, *MISS]
+
+    async def _keep(self, kind: bytes, body: bytes | None) -> None:
+        if self.place is not None and body is not None:
+            await self.services.answers.put(self.place.key, Answer(kind, body), self.place.ttl)
+
+    def _charge(self, model: Model, prompt: int, completion: int) -> None:
+        caller = self.exchange.caller
+        self.services.metrics.count_tokens(model.key, caller.name, prompt, completion)
+        self.services.admission.rates.charge(caller, prompt + completion)
+
+    def _record_stream(self, upstream: Upstream, stream: Stream, account: Account) -> None:
+        key = upstream.model.key
         self.exchange.outcome = stream.outcome
-        self.metrics.streams_ended.labels(key, stream.outcome).inc()
-        self.metrics.count_tokens(key, account.prompt_tokens, account.completion_seen)
+        metrics = self.services.metrics
+        metrics.streams_ended.labels(key, stream.outcome).inc()
+        self._charge(upstream.model, account.prompt_tokens, account.completion_seen)
         if stream.first_token_at is not None:
             wait = stream.first_token_at - self.exchange.started_at
-            self.metrics.first_token.labels(key).observe(wait)
+            metrics.first_token.labels(key).observe(wait)
         failed = stream.failure.reason if stream.failure is not None else account.failure
+        upstream.outcome = WELL if stream.outcome == WELL else failed
         if failed is not None and failed != "draining":
-            self.metrics.upstream_error(key, failed)
+            metrics.upstream_error(key, failed)
             detail = str(stream.failure or account.failure)
             _LOG.warning("stream failed", extra={"fields": {"model": key, "detail": detail}})
 

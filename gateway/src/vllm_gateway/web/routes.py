@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from vllm_gateway.errors import GatewayError, chat_error, openai_error
+from vllm_gateway.policy.keys import ANONYMOUS
+from vllm_gateway.routing.pick import Hint
 from vllm_gateway.routing.table import Model
-from vllm_gateway.settings import Timeouts
+from vllm_gateway.settings import RoutingSettings, Timeouts
 from vllm_gateway.upstream.attempt import Call
-from vllm_gateway.web import chat, openai
+from vllm_gateway.web import chat, openai, replay
 from vllm_gateway.web.dialect import Dialect
 from vllm_gateway.web.exchange import Exchange
 from vllm_gateway.web.openai import Request
 from vllm_gateway.web.relay import RelayResponse
 from vllm_gateway.web.services import Services
+
+_MAX_SESSION = 256
 
 Handler = Callable[[Services, Exchange], Awaitable[None]]
 ErrorObject = Callable[[GatewayError], dict[str, Any]]
@@ -33,15 +38,13 @@ def _openai(path: str) -> Handler:
     async def handle(services: Services, exchange: Exchange) -> None:
         settings = services.settings
         body = await exchange.body(settings.limits)
+        table = services.admission.view(services.table(), exchange.caller)
+        streams = path in openai.STREAMING
         request = openai.understand(
-            body,
-            services.table(),
-            settings.limits,
-            can_stream=path in openai.STREAMING,
-            default=settings.default_model,
+            body, table, settings.limits, can_stream=streams, default=settings.default_model
         )
         dialect = openai.OpenAIDialect(settings.limits, strip_usage=request.strip_usage)
-        await _relay(services, exchange, request, dialect, path)
+        await _relay(services, exchange, request, dialect, path, body)
 
     return handle
 
@@ -50,17 +53,17 @@ def _chat(*, stream: bool) -> Handler:
     async def handle(services: Services, exchange: Exchange) -> None:
         settings = services.settings
         body = await exchange.body(settings.limits)
-        table = services.table()
+        table = services.admission.view(services.table(), exchange.caller)
         request = chat.understand(body, table, settings.limits, stream=stream, default=settings.default_model)
-        await _relay(services, exchange, request, chat.ChatDialect(request.name), chat.UPSTREAM_PATH)
+        dialect = chat.ChatDialect(request.name)
+        await _relay(services, exchange, request, dialect, chat.UPSTREAM_PATH, body)
 
     return handle
 
 
 async def _relay(
-    services: Services, exchange: Exchange, request: Request, dialect: Dialect, path: str
+    services: Services, exchange: Exchange, request: Request, dialect: Dialect, path: str, body: bytes
 ) -> None:
-    exchange.model = request.models[0].key
     timeouts = services.settings.timeouts
     call = Call(
         name=request.name,
@@ -70,10 +73,27 @@ async def _relay(
         request_id=exchange.request_id,
         timeout=_first_token(timeouts) if request.stream else lambda _: timeouts.unary,
         timeout_reason="first_token_timeout" if request.stream else "unary_timeout",
+        hint=_hint(services.settings.routing, exchange, request),
     )
-    limits = services.settings.limits
-    relay = RelayResponse(services.engines, services.metrics, limits, timeouts, exchange, dialect)
-    await relay.run(call, request.models)
+    model = services.engines.balancer.model(request.models, call.hint)
+    exchange.model = model.key
+    answer, place = await replay.find(services, exchange, model, body)
+    if answer is not None:
+        exchange.respond(200, [(b"content-type", answer.kind), *replay.HIT], answer.body)
+        return
+    await RelayResponse(services, exchange, dialect, place).run(call, request, model)
+
+
+def _hint(settings: RoutingSettings, exchange: Exchange, request: Request) -> Hint:
+    """What routing may know. The prompt is looked at only where a model asks for it."""
+    by_prefix = any((model.routing or settings.strategy) == "PrefixHash" for model in request.models)
+    session = exchange.headers.get(settings.session_header.encode(), b"")[:_MAX_SESSION]
+    return Hint(
+        draw=random.random(),  # noqa: S311 - it breaks ties
+        prefix=request.prefix() if by_prefix else "",
+        session=session.decode("latin-1"),
+        caller="" if exchange.caller is ANONYMOUS else exchange.caller.name,
+    )
 
 
 def _first_token(timeouts: Timeouts) -> Callable[[Model], float]:

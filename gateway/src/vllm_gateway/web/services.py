@@ -6,10 +6,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from vllm_gateway.policy.admission import Admission
+from vllm_gateway.policy.cache import Store
+from vllm_gateway.policy.queue import Queues
 from vllm_gateway.routing.table import Table
 from vllm_gateway.settings import Settings
 from vllm_gateway.telemetry import Metrics
 from vllm_gateway.upstream.attempt import Engines
+
+CALLER = "vllm_gateway.caller"  # where the scope of a FastAPI route has the caller
 
 
 @dataclass(slots=True)
@@ -28,5 +33,8 @@ class Services:
     settings: Settings
     table: Callable[[], Table]
     engines: Engines
+    admission: Admission
+    queues: Queues
+    answers: Store
     metrics: Metrics
     lifecycle: Lifecycle

@@ -36,7 +36,7 @@ class Autoscaling(Section):
     )
     scale_down_after: Duration | None = Field(None, description="How long the load must be low.")
     cold_start_timeout: Duration | None = Field(
-        None, description="How long a request waits for a first replica."
+        None, description="How long a request waits for a first replica. Default: 10m."
     )
 
     rules = (
@@ -69,21 +69,29 @@ class ResponseCache(Section):
 class Gateway(Section):
     """How the gateway treats requests for this model. The operator only checks it."""
 
-    routing: Literal["LeastLoad", "PrefixHash", "Session"] = Field(
-        "LeastLoad", description="How an endpoint is chosen."
+    routing: Literal["LeastLoad", "PrefixHash", "Session"] | None = Field(
+        None, description="How an endpoint is chosen. Default: the gateway's routing.strategy, LeastLoad."
     )
     weight: Annotated[int, Field(ge=0, le=10_000)] = Field(
         100, description="Share of a short name that several models of one namespace hold."
     )
-    first_token_timeout: Duration | None = Field(None, description="Longest wait for the first token.")
-    idle_timeout: Duration | None = Field(None, description="Longest silence between two tokens.")
+    first_token_timeout: Duration | None = Field(
+        None, description="Longest wait for the first token. Default: the gateway's timeouts.firstToken."
+    )
+    idle_timeout: Duration | None = Field(
+        None, description="Longest silence between two tokens. Default: the gateway's timeouts.idle."
+    )
     max_in_flight: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
-        None, description="Most requests in flight per endpoint and gateway pod."
+        None,
+        description="Most requests in flight per endpoint and gateway pod. "
+        "Default: the gateway's queue.maxInFlight.",
     )
     max_queue: Annotated[int, Field(ge=0, le=100_000)] | None = Field(
-        None, description="Most requests that wait in a gateway pod."
+        None, description="Most requests that wait in a gateway pod. Default: the gateway's queue.maxQueue."
     )
-    queue_timeout: Duration | None = Field(None, description="Longest wait in the queue.")
+    queue_timeout: Duration | None = Field(
+        None, description="Longest wait in the queue. Default: the gateway's queue.queueTimeout."
+    )
     response_cache: ResponseCache | None = Field(None, description="Keep answers of deterministic requests.")
 
     rules = (

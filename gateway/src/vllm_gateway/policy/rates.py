@@ -1,0 +1,159 @@
+"""What one API key may use: requests and tokens a minute, and requests at once.
+
+Requests are counted in a sliding window and refused before they run. What a request costs in tokens is known
+after it: so a key that has used up its tokens is refused until the window ends, and the request that goes
+over is let through whole. Requests at once are counted by each gateway process for itself: a count shared
+through a server would leak with every gateway that dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from limits import RateLimitItem, RateLimitItemPerMinute
+from limits.aio.storage import MemoryStorage, RedisStorage, Storage
+from limits.aio.strategies import FixedWindowRateLimiter, RateLimiter, SlidingWindowCounterRateLimiter
+
+from vllm_gateway.errors import GatewayError
+from vllm_gateway.policy.keys import Caller
+from vllm_gateway.policy.shared import Shared
+
+if TYPE_CHECKING:
+    from redis.asyncio import ConnectionPool
+
+_PREFIX = "vllm-fleet"
+_SWEEP_SECONDS = 5.0
+
+
+class _Memory(MemoryStorage):
+    """limits 5.8 looks through all keys after every hit, 3 ms for 10,000 keys; here once in a while."""
+
+    _next_sweep = 0.0
+
+    async def _MemoryStorage__schedule_expiry(self) -> None:  # noqa: N802 - a private name of the pinned library
+        now = time.monotonic()
+        if now >= self._next_sweep:
+            self._next_sweep = now + _SWEEP_SECONDS
+            await super()._MemoryStorage__schedule_expiry()  # type: ignore[misc]
+
+
+class _Window:
+    """One kind of limit, counted in the shared store, or here while that is away."""
+
+    def __init__(self, kind: type[RateLimiter], storage: Storage | None, shared: Shared) -> None:
+        self._alone = kind(_Memory())
+        self._together = kind(storage) if storage is not None else None
+        self._shared = shared
+
+    async def hit(self, item: RateLimitItem, name: str, cost: int = 1) -> bool:
+        together = self._together
+        if together is None:
+            return await self._alone.hit(item, name, cost=cost)
+        return await self._shared.attempt(
+            lambda: together.hit(item, name, cost=cost), lambda: self._alone.hit(item, name, cost=cost)
+        )
+
+    async def test(self, item: RateLimitItem, name: str) -> bool:
+        together = self._together
+        if together is None:
+            return await self._alone.test(item, name)
+        return await self._shared.attempt(
+            lambda: together.test(item, name), lambda: self._alone.test(item, name)
+        )
+
+    async def seconds_left(self, item: RateLimitItem, name: str) -> int:
+        """Until something is free again: at least one, and never more than the window."""
+        together = self._together
+        if together is None:
+            stats = await self._alone.get_window_stats(item, name)
+        else:
+            stats = await self._shared.attempt(
+                lambda: together.get_window_stats(item, name),
+                lambda: self._alone.get_window_stats(item, name),
+            )
+        # The whole second after it: at the very moment a sliding window is still full.
+        return max(1, min(math.floor(stats.reset_time - time.time()) + 1, item.get_expiry()))
+
+
+class Rates:
+    """The counts of all keys, shared with other gateways where a server is set."""
+
+    def __init__(self, shared: Shared) -> None:
+        storage = shared_storage(shared.pool) if shared.pool is not None else None
+        self._requests = _Window(SlidingWindowCounterRateLimiter, storage, shared)
+        self._tokens = _Window(FixedWindowRateLimiter, storage, shared)
+        self._active: Counter[str] = Counter()
+        self._charges: set[asyncio.Task[bool]] = set()
+
+    @contextmanager
+    def permit(self, caller: Caller) -> Iterator[None]:
+        """One of the key's requests at once, until the exit. Raises a 429."""
+        most = caller.limits.concurrency
+        if most is not None and self._active[caller.name] >= most:
+            raise _exceeded(f"The key {caller.name!r} has {most} requests under way, its limit.", 1)
+        self._active[caller.name] += 1
+        try:
+            yield
+        finally:
+            self._active[caller.name] -= 1
+            if not self._active[caller.name]:
+                del self._active[caller.name]
+
+    async def admit(self, caller: Caller) -> None:
+        """Counts a request. Raises a 429. Tokens come first, so that what they refuse costs no request."""
+        limits, name = caller.limits, caller.name
+        if limits.tokens_per_minute is not None:
+            item = self._item("tokens", limits.tokens_per_minute)
+            if not await self._tokens.test(item, name):
+                raise _used_up(name, item, await self._tokens.seconds_left(item, name))
+        if limits.requests_per_minute is not None:
+            item = self._item("requests", limits.requests_per_minute)
+            if not await self._requests.hit(item, name):
+                raise _used_up(name, item, await self._requests.seconds_left(item, name))
+
+    def charge(self, caller: Caller, tokens: int) -> None:
+        """Counts what an answer cost. Not awaited: its caller may have been cancelled, and need not wait."""
+        if caller.limits.tokens_per_minute is None or tokens <= 0:
+            return
+        item = self._item("tokens", caller.limits.tokens_per_minute)
+        charge = asyncio.ensure_future(self._tokens.hit(item, caller.name, tokens))
+        self._charges.add(charge)
+        charge.add_done_callback(self._charges.discard)
+
+    async def stop(self) -> None:
+        """Waits for what is still to be counted."""
+        await asyncio.gather(*self._charges, return_exceptions=True)
+
+    @property
+    def active(self) -> int:
+        """Permits that are out."""
+        return self._active.total()
+
+    def _item(self, kind: str, amount: int) -> RateLimitItem:
+        return RateLimitItemPerMinute(amount, namespace=kind)
+
+
+def shared_storage(pool: ConnectionPool) -> Storage:
+    options = {"connection_pool": pool}
+    return RedisStorage(
+        "async+redis://",
+        wrap_exceptions=True,
+        implementation="redispy",
+        key_prefix=_PREFIX,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def _used_up(name: str, item: RateLimitItem, seconds: int) -> GatewayError:
+    text = f"The key {name!r} has used its {item.amount} {item.namespace} a minute."
+    return _exceeded(text, seconds)
+
+
+def _exceeded(text: str, seconds: int) -> GatewayError:
+    return GatewayError(429, "rate_limit_exceeded", f"{text} Try again in {seconds} s.", retry_after=seconds)
