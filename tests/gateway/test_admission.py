@@ -237,7 +237,9 @@ async def test_keys_change_without_a_restart(gateway: Any, tmp_path: Path) -> No
     settings = options(tmp_path)
     script = fake.forever(token("a"), first=[ROLE])
     async with FakeEngine(script) as engine, gateway(engine, options=settings) as running:
+        await running.gateway.keyring.stop()
         running.gateway.keyring._poll = 0.01
+        await running.gateway.keyring.start()
         async with await Caller.connect(running.port) as caller:
             caller.send("/chat/stream", {"message": "x"}, headers=ALICE)
             await caller.head()

@@ -41,8 +41,23 @@ FAILURES = {
 
 
 def options(**more: Any) -> dict[str, Any]:
-    ejection = {"failures": 2, "base": "200ms", "longest": "10s"}
-    return {"refreshInterval": "1h", "timeouts": SHORT, "ejection": ejection, **more}
+    return {"refreshInterval": "1h", "timeouts": SHORT, "ejection": {"failures": 2}, **more}
+
+
+class Clock:
+    """What ejections are timed by, turned by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def by_hand(running: Any) -> Clock:
+    clock = Clock()
+    running.gateway.engines.balancer.health._clock = clock
+    return clock
 
 
 def ejected(running: Any) -> float:
@@ -59,26 +74,27 @@ async def test_an_engine_that_keeps_failing_is_left_alone_and_then_tried(gateway
     async with (
         FakeEngine(FAILURES[reason]) as ill,
         FakeEngine() as well,
-        gateway(ill, well, options=options(ejection={"failures": 2, "base": "1s"})) as running,
+        gateway(ill, well, options=options()) as running,
     ):
+        clock = by_hand(running)
         await until_async(lambda: stream(running), lambda: ejected(running) == 1)
         assert running.metric("upstream_errors_total", model="m", reason=reason) == 2
         seen = len(ill.seen)
         await stream(running, 10)
         assert len(ill.seen) == seen
         ill.script = fake.stream()
-        await until_async(lambda: stream(running), lambda: len(ill.seen) > seen, every=0.02)
+        clock.now += 10.5
+        await until_async(lambda: stream(running), lambda: len(ill.seen) > seen)
         await running.settled()
         assert ejected(running) == 0
         await until_async(lambda: stream(running), lambda: len(ill.seen) > seen + 1)
         await running.settled()
 
 
-async def until_async(act: Any, condition: Any, every: float = 0.0) -> None:
+async def until_async(act: Any, condition: Any) -> None:
     async with asyncio.timeout(5):
         while not condition():
             await act()
-            await asyncio.sleep(every)
 
 
 async def test_one_request_is_the_trial(gateway: Any) -> None:
@@ -94,7 +110,9 @@ async def test_one_request_is_the_trial(gateway: Any) -> None:
     async with FakeEngine(FAILURES["status_500"]) as ill, FakeEngine() as well:
         settings = options(timeouts={})
         async with gateway(ill, well, options=settings) as running:
+            clock = by_hand(running)
             await until_async(lambda: stream(running), lambda: ejected(running) == 1)
+            clock.now += 10.5
             ill.script, seen = held, len(ill.seen)
             trials: list[asyncio.Task[None]] = []
 

@@ -97,7 +97,9 @@ def test_a_full_queue_and_an_overdue_place(loop: VirtualLoop) -> None:
         caller.end.set_result(None)
     loop.settle()
     assert queues.in_use() == 0
-    assert queues._queues == {}
+    assert queues.snapshot() == {"ns/m": (0, 0.0)}
+    queues.follow({})
+    assert queues.snapshot() == {}
 
 
 def test_waiters_are_served_in_order(loop: VirtualLoop) -> None:

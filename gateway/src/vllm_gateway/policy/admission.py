@@ -6,8 +6,8 @@ little; what a check takes is given back when the request ends, in the reverse o
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -38,13 +38,10 @@ class Admission:
     rates: Rates
     _views: LRUCache[Caller, tuple[Table, Table]] = field(default_factory=lambda: LRUCache(_VIEWS))
 
-    @asynccontextmanager
-    async def enter(self, visit: Visit) -> AsyncIterator[None]:
-        """Lets a request in; what it takes is held until the exit. Raises GatewayError (401, 429)."""
-        with visit.held:
-            for check in CHECKS:
-                await check(self, visit)
-            yield
+    async def admit(self, visit: Visit) -> None:
+        """Lets a request in, inside its `with visit.held`. Raises GatewayError (401, 429)."""
+        for check in CHECKS:
+            await check(self, visit)
 
     def view(self, table: Table, caller: Caller) -> Table:
         """The table as the caller may see it."""
@@ -73,7 +70,8 @@ async def identify(admission: Admission, visit: Visit) -> None:
 
 async def take_permit(admission: Admission, visit: Visit) -> None:
     """429 over the key's requests at once."""
-    visit.held.enter_context(admission.rates.permit(visit.caller))
+    if visit.caller.limits.concurrency is not None:
+        visit.held.enter_context(admission.rates.permit(visit.caller))
 
 
 async def count(admission: Admission, visit: Visit) -> None:

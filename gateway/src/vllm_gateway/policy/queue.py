@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
@@ -185,27 +184,21 @@ class Queue:
 
 
 class Queues:
-    """The queue of each model that has requests. Follows the table."""
+    """The queue of each model that has had requests. Follows the table."""
 
     def __init__(self, defaults: QueueSettings) -> None:
         self._defaults = defaults
         self._queues: dict[str, Queue] = {}
 
-    @contextmanager
-    def enter(self, model: Model, name: str) -> Iterator[Ticket]:
-        """A place in the model's queue until the exit. Raises GatewayError: 429 if it is full, 503.
+    def enter(self, model: Model, name: str) -> Ticket:
+        """A place in the model's queue, until the ticket's exit. Raises GatewayError: 429 if it is full, 503.
 
         `name` is what the caller calls the model.
         """
         queue = self._queues.get(model.key)
         if queue is None:
             queue = self._queues[model.key] = Queue(model, Rules.of(model, self._defaults))
-        try:
-            with queue.enter(name) as ticket:
-                yield ticket
-        finally:
-            if queue.idle and self._queues.get(model.key) is queue:
-                del self._queues[model.key]
+        return queue.enter(name)
 
     def follow(self, models: Mapping[str, Model]) -> None:
         """The table was swapped. Runs on the request loop."""

@@ -7,7 +7,6 @@ plain functions that both paths pass through here.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -92,7 +91,8 @@ class Edge:
         self, exchange: Exchange, handle: Callable[[Services, Exchange], Awaitable[None]]
     ) -> None:
         try:
-            async with self._services.admission.enter(exchange):
+            with exchange.held:
+                await self._services.admission.admit(exchange)
                 await handle(self._services, exchange)
         except asyncio.CancelledError:
             if exchange.channel.gone:
@@ -128,10 +128,10 @@ class Edge:
                 message = {**message, "headers": [*message.get("headers", ()), *common]}
             await send(message)
 
-        async with contextlib.AsyncExitStack() as held:
+        with exchange.held:
             if scope["path"] not in _OPEN:
                 try:
-                    await held.enter_async_context(self._services.admission.enter(exchange))
+                    await self._services.admission.admit(exchange)
                 except GatewayError as error:
                     await exchange.respond_error(error)
                     return
