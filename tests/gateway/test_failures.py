@@ -150,11 +150,13 @@ async def test_e06_a_refusal_of_a_draining_engine_is_tried_elsewhere(gateway: An
         FakeEngine() as good,
         gateway(bad, good) as running,
     ):
-        for _ in range(8):
+        asked = 0
+        while not bad.seen:  # which of the two is asked first is drawn by lot
             answer = await ask(running.port, "/v1/chat/completions", CHAT)
+            asked += 1
             assert answer.body.endswith(DONE)
-        assert len(good.seen) == 8
-        assert running.metric("retries_total") == len(bad.seen) > 0
+            assert len(good.seen) == asked < 200
+        assert running.metric("retries_total") == len(bad.seen) == 1
 
 
 async def test_e07_a_reused_connection_that_the_engine_just_closed_is_no_failure(gateway: Any) -> None:
@@ -333,8 +335,9 @@ async def test_a_request_never_runs_on_more_than_three_engines(gateway: Any) -> 
 async def test_an_endpoint_that_refuses_connections_is_left_for_another(gateway: Any) -> None:
     async with FakeEngine() as good, FakeEngine() as dead, gateway(good, dead) as running:
         await dead.__aexit__(None, None, None)
-        for _ in range(4):
+        while not running.metric("retries_total"):  # which of the two is asked first is drawn by lot
             assert (await ask(running.port, "/v1/chat/completions", CHAT)).status == 200
+            assert len(good.seen) < 200
 
 
 async def test_the_only_endpoint_refusing_connections_is_a_503_with_retry_after(gateway: Any) -> None:
