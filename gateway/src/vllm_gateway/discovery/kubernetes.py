@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import time
@@ -17,7 +16,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 from vllm_gateway import __version__
 from vllm_gateway.discovery.objects import LABEL_MANAGER, MANAGER, models_of
 from vllm_gateway.discovery.reflector import ApiError, Json, Reflector
-from vllm_gateway.discovery.source import TableHolder
+from vllm_gateway.discovery.source import TableHolder, stop_tasks
 from vllm_gateway.routing.table import Table
 from vllm_gateway.settings import BadSettings
 
@@ -114,11 +113,7 @@ class KubernetesSource:
         self._tasks = [asyncio.create_task(work) for work in (*running, self._publish_changes())]
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        for task in self._tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await stop_tasks(self._tasks)
         await self._api.close()
 
     def age(self) -> float:

@@ -6,7 +6,6 @@ A backend need not be up: it is asked again until it is, and what is known is sa
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from vllm_gateway.discovery.source import TableHolder
+from vllm_gateway.discovery.source import TableHolder, stop_tasks
 from vllm_gateway.errors import UpstreamFailure
 from vllm_gateway.routing.table import Endpoint, Model, Table
 from vllm_gateway.settings import Backend
@@ -71,11 +70,7 @@ class StaticSource:
         self._tasks = [asyncio.create_task(self._follow(backend)) for backend in self._backends]
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        for task in self._tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await stop_tasks(self._tasks)
 
     def age(self) -> float:
         return time.monotonic() - self._heard_at

@@ -34,7 +34,6 @@ class Rules:
     def of(cls, model: Model, defaults: QueueSettings) -> Rules:
         own = model.limits
         cold_start = _first(own.cold_start, defaults.cold_start_timeout)
-        cold_start = _first(own.cold_start, defaults.cold_start_timeout)
         per_endpoint = _first(own.max_in_flight, defaults.max_in_flight)
         return cls(
             capacity=per_endpoint * len(model.endpoints),
