@@ -254,6 +254,19 @@ async def test_an_invalid_edit_touches_nothing_that_runs(rig: Rig) -> None:
     assert rig.status()["observedGeneration"] == 2
 
 
+async def test_an_edit_outside_the_policy_touches_nothing_that_runs(rig: Rig) -> None:
+    rig.model()
+    await rig.reconcile()
+    before = rig.deployment()
+    rig.edit(podTemplate={"spec": {"hostNetwork": True}})
+    await rig.reconcile()
+    assert rig.deployment() == before
+    assert rig.condition("Accepted")[:2] == ("False", "InvalidSpec")
+    assert rig.condition("Accepted")[2].startswith(
+        "spec.podTemplate.spec.hostNetwork: is refused by settings"
+    )
+
+
 QUOTA = 'deployments.apps "m-engine" is forbidden: exceeded quota: few, requested: count/deployments.apps=1'
 RIGHT = 'deployments.apps is forbidden: User "x" cannot create resource "deployments" in API group "apps"'
 

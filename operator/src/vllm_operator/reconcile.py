@@ -61,10 +61,11 @@ class Reconciler:
         meta, before = identify(body), previous_status(body)
         try:
             model = parse(body)
+            manifests = render(model, self._settings, self._facts(model))
         except SpecError as error:
             return await self._refuse(meta, before, Refusal(Reason.INVALID_SPEC, str(error)))
         try:
-            return await self._bring(model)
+            return await self._bring(model, manifests)
         except ModelGone:
             for concerned in self._world.fleet.remove(key, meta.uid) - {key}:
                 self._world.enqueue(concerned)  # a short name may have become free
@@ -75,10 +76,8 @@ class Reconciler:
         await self._write(meta, before, observe_refused(meta, before, snapshot, refusal, self._clock.now()))
         return "refused", None
 
-    async def _bring(self, model: VLLMModel) -> tuple[str, float | None]:
-        meta = model.metadata
-        manifests = render(model, self._settings, self._facts(model))
-        refusal = None
+    async def _bring(self, model: VLLMModel, manifests: tuple[Body, ...]) -> tuple[str, float | None]:
+        meta, refusal = model.metadata, None
         try:
             if not model.paused:
                 await self._children.bring(meta, manifests)

@@ -13,7 +13,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from vllm_operator.api.values import Image, QualifiedName, Section
+from vllm_operator.api.values import HostPath, Image, QualifiedName, Section
 from vllm_operator.errors import SettingsError
 from vllm_operator.names import LEASE_NAME
 
@@ -62,11 +62,36 @@ class GpuSettings(Section):
     )
 
 
+class Policy(Section):
+    """What a VLLMModel may ask for, judged on the pod as it would be applied.
+
+    Who may create a VLLMModel must not own the node by it.
+    """
+
+    image_prefixes: Annotated[tuple[Image, ...], Field(max_length=64)] = Field(
+        (),
+        description="Prefixes of the images that models may name, compared as text up to a /, : or @. "
+        "Empty: any. The defaults in images need none.",
+    )
+    host_path_prefixes: Annotated[tuple[HostPath, ...], Field(max_length=64)] = Field(
+        (), description="Folders of the nodes that may be mounted, always read-only. Empty: none."
+    )
+    trust_remote_code: bool = Field(True, description="Whether models may set engine.trustRemoteCode.")
+    pod_template: Literal["none", "safe", "full"] = Field(
+        "safe",
+        description="What spec.podTemplate may do. none: nothing. safe: nothing that reaches the node or the "
+        "API (host namespaces, hostPath, privilege, added capabilities, service accounts, nodeName), nor "
+        "the engine's image and flags. full: all but the operator's own labels and ports, and the folders "
+        "of hostPathPrefixes.",
+    )
+
+
 class Settings(Section):
     """Everything that a platform decides for all models."""
 
     images: Images = Field(Images(), description="Default images.")
     gpu: GpuSettings = Field(GpuSettings(), description="GPUs.")
+    policy: Policy = Field(Policy(), description="What models may ask for.")
     watch_namespaces: tuple[Annotated[str, Field(min_length=1, max_length=63)], ...] = Field(
         (), description="Namespaces whose models are served. Empty: all."
     )

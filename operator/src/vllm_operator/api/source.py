@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from vllm_operator.api.values import ObjectName, Rule, Section, text
+from vllm_operator.api.values import HostPath, ObjectName, Rule, Section, text
 
 MODELS_PATH = "/models"  # where a volume with weights is mounted
 
@@ -52,6 +52,24 @@ class VolumeSource(Section):
     )
 
 
+class HostPathSource(Section):
+    """The weights are in a folder of every node that the pods may run on, mounted read-only at /models."""
+
+    path: HostPath = Field(
+        description="Folder on the node, within the operator's settings.policy.hostPathPrefixes; "
+        "spec.model is a path under /models."
+    )
+
+    rules = (
+        Rule(
+            "!self.path.contains('..')",
+            "must not contain '..'",
+            lambda host: ".." not in host.path,
+            ".path",
+        ),
+    )
+
+
 class Source(Section):
     """Exactly one of the sources."""
 
@@ -59,10 +77,20 @@ class Source(Section):
     local: LocalSource | None = Field(None, description="Weights in the engine's image.")
     volume: VolumeSource | None = Field(None, description="Weights on a PersistentVolumeClaim.")
 
+    host_path: HostPathSource | None = Field(
+        None, description="Weights in a folder of the nodes, only where the operator's settings allow it."
+    )
+
     rules = (
         Rule(
-            "[has(self.huggingFace), has(self.local), has(self.volume)].exists_one(set, set)",
-            "set exactly one of huggingFace, local and volume",
-            lambda source: [source.hugging_face, source.local, source.volume].count(None) == 2,
+            "[has(self.huggingFace), has(self.local), has(self.volume), has(self.hostPath)]"
+            ".exists_one(set, set)",
+            "set exactly one of huggingFace, local, volume and hostPath",
+            lambda source: len(source.chosen) == 1,
         ),
     )
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The sources that are set, by attribute."""
+        return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 from vllm_operator import names
 from vllm_operator.api.engine import Engine
 from vllm_operator.api.placement import Gpu, Resources, Scheduling
+from vllm_operator.api.pod_template import PodTemplate
 from vllm_operator.api.serving import Autoscaling, Gateway, Replicas, Rollout
 from vllm_operator.api.source import MODELS_PATH, HuggingFaceSource, Source
 from vllm_operator.api.status import Status
@@ -52,6 +53,8 @@ def _gpus_match(spec: Spec) -> bool:
 def _path_fits_source(spec: Spec) -> bool:
     if spec.source.local is not None:
         return spec.model.startswith("/")
+    if spec.source.host_path is not None:
+        return spec.model.startswith(f"{MODELS_PATH}/")
     if spec.source.volume is not None:
         return spec.source.volume.path is not None or spec.model.startswith(f"{MODELS_PATH}/")
     return not spec.model.startswith("/")
@@ -63,6 +66,7 @@ _VOLUME = (
     "!has(self.source) || !has(self.source.volume) || has(self.source.volume.path)"
     f" || self.model.startsWith('{MODELS_PATH}/')"
 )
+_HOST_PATH = f"!has(self.source) || !has(self.source.hostPath) || self.model.startsWith('{MODELS_PATH}/')"
 _HUB = "(has(self.source) && !has(self.source.huggingFace)) || !self.model.startsWith('/')"
 
 
@@ -71,7 +75,7 @@ class Spec(Section):
 
     model: Annotated[str, text(512, r"^[A-Za-z0-9/._~][A-Za-z0-9/._~@:+=-]*$")] = Field(
         description="Hugging Face id such as meta-llama/Llama-3.1-8B-Instruct, or a path "
-        "where source is local or volume."
+        "where the weights are in a folder."
     )
     served_names: Annotated[
         tuple[Annotated[str, text(128, r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$")], ...], AfterValidator(_unique)
@@ -108,6 +112,9 @@ class Spec(Section):
     rollout: Rollout = Field(Rollout(), description="How a change is brought out.")
     gateway: Gateway = Field(Gateway(), description="How the gateway treats requests for the model.")
     scheduling: Scheduling = Field(Scheduling(), description="Which nodes the pods may run on.")
+    pod_template: PodTemplate | None = Field(
+        None, description="What no other field says about the pods; applied last, judged by settings.policy."
+    )
 
     rules = (
         Rule(
@@ -133,6 +140,12 @@ class Spec(Section):
             _VOLUME,
             f"must be a path under {MODELS_PATH}, or set source.volume.path",
             lambda spec: spec.source.volume is None or _path_fits_source(spec),
+            ".model",
+        ),
+        Rule(
+            _HOST_PATH,
+            f"must be a path under {MODELS_PATH}, where source.hostPath is mounted",
+            lambda spec: spec.source.host_path is None or _path_fits_source(spec),
             ".model",
         ),
         Rule(

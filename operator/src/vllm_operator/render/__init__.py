@@ -11,5 +11,8 @@ __all__ = ["render"]
 
 
 def render(model: VLLMModel, settings: Settings, facts: Facts = NOTHING_KNOWN) -> tuple[Manifest, ...]:
-    """In the order of creation: the Service first, so that the first endpoint finds it."""
+    """In the order of creation: the Service first, so that the first endpoint finds it.
+
+    Raises SpecError for what only the settings can judge: see settings.policy.
+    """
     return stamped(service_manifest(model)), stamped(deployment_manifest(model, settings, facts))

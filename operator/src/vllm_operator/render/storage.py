@@ -7,6 +7,7 @@ from vllm_operator.api.v1alpha1 import Spec
 from vllm_operator.render.facts import Manifest
 
 HOME = "/var/lib/vllm"  # weights that are downloaded, compiled kernels, and every other cache
+_WEIGHTS: Manifest = {"name": "weights", "mountPath": MODELS_PATH, "readOnly": True}
 
 
 def volumes_and_mounts(spec: Spec) -> tuple[list[Manifest], list[Manifest]]:
@@ -18,6 +19,8 @@ def volumes_and_mounts(spec: Spec) -> tuple[list[Manifest], list[Manifest]]:
     ]
     if spec.source.volume is not None:
         claim = {"claimName": spec.source.volume.claim_name, "readOnly": True}
-        mount = {"name": "weights", "mountPath": MODELS_PATH, "readOnly": True}
-        pairs.append(({"name": "weights", "persistentVolumeClaim": claim}, mount))
+        pairs.append(({"name": "weights", "persistentVolumeClaim": claim}, _WEIGHTS))
+    if spec.source.host_path is not None:
+        folder = {"path": spec.source.host_path.path, "type": "Directory"}
+        pairs.append(({"name": "weights", "hostPath": folder}, _WEIGHTS))
     return [volume for volume, _ in pairs], [mount for _, mount in pairs]

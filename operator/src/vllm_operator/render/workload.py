@@ -7,8 +7,11 @@ import json
 
 from vllm_operator import names
 from vllm_operator.api.v1alpha1 import VLLMModel
+from vllm_operator.errors import SpecError
 from vllm_operator.render.facts import Facts, Manifest
+from vllm_operator.render.merge import merged
 from vllm_operator.render.pod import pod_template, termination_grace_seconds
+from vllm_operator.render.policy import Review, policy_problems
 from vllm_operator.render.rollout import deployment_strategy
 from vllm_operator.settings import Settings
 
@@ -33,11 +36,7 @@ def engine_image(model: VLLMModel, settings: Settings, facts: Facts) -> str:
 
 def deployment_manifest(model: VLLMModel, settings: Settings, facts: Facts) -> Manifest:
     spec = model.spec
-    template = pod_template(model, settings, engine_image(model, settings, facts))
-    template_hash = digest(template)
-    template["metadata"]["annotations"] = {
-        names.ANNOTATION_TEMPLATE_HASH: template_hash
-    }  # tells pods' revisions
+    template, template_hash = checked_template(model, settings, facts)
     manifest = _child("apps/v1", "Deployment", model)
     manifest["metadata"]["annotations"] = {names.ANNOTATION_TEMPLATE_HASH: template_hash}
     manifest["spec"] = {
@@ -51,6 +50,31 @@ def deployment_manifest(model: VLLMModel, settings: Settings, facts: Facts) -> M
         "template": template,
     }
     return manifest
+
+
+def checked_template(model: VLLMModel, settings: Settings, facts: Facts) -> tuple[Manifest, str]:
+    """The pod template with spec.podTemplate over it, and its hash, which tells pods' revisions.
+
+    Raises SpecError where it is outside settings.policy.
+    """
+    spec, image = model.spec, engine_image(model, settings, facts)
+    base = pod_template(model, settings, image)
+    patch = spec.pod_template.model_dump(by_alias=True, exclude_unset=True) if spec.pod_template else {}
+    template: Manifest = merged(base, patch)
+    review = Review(
+        policy=settings.policy,
+        base=base,
+        merged=template,
+        default_image="" if spec.image else image,
+        has_template=bool(patch),
+        trusts_remote_code=spec.engine.trust_remote_code,
+    )
+    if problems := tuple(policy_problems(review)):
+        raise SpecError(problems)
+    template_hash = digest(template)
+    meta = template["metadata"]
+    marks = {**meta.get("annotations", {}), names.ANNOTATION_TEMPLATE_HASH: template_hash}
+    return {**template, "metadata": {**meta, "annotations": marks}}, template_hash
 
 
 def service_manifest(model: VLLMModel) -> Manifest:
