@@ -44,7 +44,8 @@ def settings_of(path: Path) -> Settings:
 
 
 def rendered(path: Path) -> tuple[Json, ...]:
-    return render(parse(load(path)), settings_of(path))
+    settings = settings_of(path)
+    return render(parse(load(path), settings.profiles), settings)
 
 
 def deployment(facts: Facts | None = None, settings: Settings | None = None, /, **spec: Any) -> Json:
@@ -100,7 +101,7 @@ def test_every_rendered_flag_is_one_of_vllms_and_takes_its_values(path: Path) ->
 
 @pytest.mark.parametrize("path", INPUTS, ids=lambda path: path.name.removesuffix(".input.yaml"))
 def test_what_holds_for_every_model(path: Path) -> None:
-    model = parse(load(path))
+    model = parse(load(path), settings_of(path).profiles)
     service, deployed = rendered(path)
     for manifest in (service, deployed):
         assert manifest["metadata"]["name"] == "m-engine"

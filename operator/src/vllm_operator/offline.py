@@ -73,13 +73,17 @@ def _json_like(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
+def _rendered(document: Document, settings: Settings) -> tuple[dict[str, Any], ...]:
+    return render(parse(document.body, settings.profiles), settings)
+
+
 def complaints(document: Document, settings: Settings) -> Iterator[str]:
     """`file: name: field: reason` for each problem."""
     if document.error:
         yield f"{document.path}: {document.error}"
         return
     try:
-        render(parse(document.body), settings)
+        _rendered(document, settings)
     except SpecError as error:
         yield from (f"{document.label}: {problem}" for problem in error.problems)
 
@@ -106,7 +110,7 @@ def run_render(paths: list[Path], settings: Settings) -> int:
         return _fail([f"no {names.KIND} found"], WRONG_USE)
     if lines := [line for document in found for line in complaints(document, settings)]:
         return _fail(lines, INVALID)
-    sys.stdout.write(to_yaml(body for document in found for body in render(parse(document.body), settings)))
+    sys.stdout.write(to_yaml(body for document in found for body in _rendered(document, settings)))
     return 0
 
 

@@ -60,7 +60,7 @@ class Reconciler:
             return "gone", None
         meta, before = identify(body), previous_status(body)
         try:
-            model = parse(body)
+            model = parse(body, self._settings.profiles)
             manifests = render(model, self._settings, self._facts(model))
         except SpecError as error:
             return await self._refuse(meta, before, Refusal(Reason.INVALID_SPEC, str(error)))

@@ -6,6 +6,7 @@ A ConfigMap of the chart holds it (`operator.config`); every key has a default, 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +14,8 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from vllm_operator.api.values import HostPath, Image, QualifiedName, Section
+from vllm_operator.api.placement import Profile
+from vllm_operator.api.values import HostPath, Image, ProfileName, QualifiedName, Section
 from vllm_operator.errors import SettingsError
 from vllm_operator.names import LEASE_NAME
 
@@ -91,6 +93,11 @@ class Settings(Section):
 
     images: Images = Field(Images(), description="Default images.")
     gpu: GpuSettings = Field(GpuSettings(), description="GPUs.")
+    profiles: Annotated[Mapping[ProfileName, Profile], Field(max_length=64)] = Field(
+        {},
+        description="Sets of gpu, resources and scheduling defaults by the name that spec.profile gives. A "
+        "change rolls out to the models that use it.",
+    )
     policy: Policy = Field(Policy(), description="What models may ask for.")
     watch_namespaces: tuple[Annotated[str, Field(min_length=1, max_length=63)], ...] = Field(
         (), description="Namespaces whose models are served. Empty: all."

@@ -105,3 +105,14 @@ class Scheduling(Section):
         None, description="RuntimeClass of the pods, for example nvidia."
     )
     scheduler_name: ObjectName | None = Field(None, description="Scheduler of the pods.")
+
+
+class Profile(Section):
+    """Defaults that a platform gives a name, for models that say spec.profile. What a model sets itself wins.
+
+    nodeSelector, requests and limits are joined key by key; any other field is taken whole.
+    """
+
+    gpu: Gpu = Field(Gpu(), description="Defaults of spec.gpu.")
+    resources: Resources = Field(Resources(), description="Defaults of spec.resources.")
+    scheduling: Scheduling = Field(Scheduling(), description="Defaults of spec.scheduling.")

@@ -21,6 +21,7 @@ from vllm_operator.api.values import (
     Duration,
     Image,
     ObjectName,
+    ProfileName,
     Rule,
     Section,
     duration_rule,
@@ -89,6 +90,10 @@ class Spec(Section):
     source: Source = Field(
         Source(hugging_face=HuggingFaceSource()),
         description="Where the weights come from. Default: huggingFace.",
+    )
+    profile: ProfileName | None = Field(
+        None,
+        description="Name of a set of gpu, resources and scheduling defaults in the operator's settings.",
     )
     image: Image | None = Field(
         None,
