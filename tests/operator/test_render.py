@@ -170,6 +170,7 @@ def surge(facts: Facts, **spec: Any) -> Any:
         ((node(1, pool="x"),), {"scheduling": {"nodeSelector": {"pool": "x"}}}, 1),
         ((node(1),), {"gpu": {"resource": "amd.com/gpu"}}, 0),
         (None, {"gpu": {"count": 0}}, 1),
+        ((node(8),), {"resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "one"}]}, 0),
     ],
 )
 def test_auto_surges_only_where_a_spare_pod_finds_its_gpus(
@@ -199,6 +200,35 @@ def test_what_was_decided_for_a_template_stays_while_it_is_the_live_one() -> Non
 def test_an_explicit_strategy_is_always_a_rolling_update(strategy: str, wanted: Json) -> None:
     manifest = deployment(rollout={"strategy": strategy})
     assert manifest["spec"]["strategy"] == {"type": "RollingUpdate", "rollingUpdate": wanted}
+
+
+# Devices
+
+
+@pytest.mark.parametrize(
+    ("resource", "label"),
+    [
+        (None, "nvidia.com/gpu.product"),
+        ("nvidia.com/gpu.shared", "nvidia.com/gpu.product"),
+        ("amd.com/gpu", "amd.com/gpu.product-name"),
+        ("gpu.intel.com/i915", "gpu.intel.com/product"),
+        ("example.org/npu", "example.org/gpu.product"),
+        ("own.org/npu", "own.org/npu-model"),
+    ],
+)
+def test_a_product_is_looked_for_under_the_vendors_label(resource: str | None, label: str) -> None:
+    settings = parse_settings({"gpu": {"productLabels": {"own.org": "own.org/npu-model"}}}, "test")
+    gpu = {"product": "P"} | ({"resource": resource} if resource else {})
+    pod = deployment(Facts(), settings, gpu=gpu)["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == {label: "P"}
+
+
+def test_a_claimed_device_is_not_hidden_from_the_engine() -> None:
+    claims = [{"name": "gpu", "resourceClaimTemplateName": "one"}]
+    variables = [item["name"] for item in engine(deployment(resourceClaims=claims, gpu={"count": 0}))["env"]]
+    assert "NVIDIA_VISIBLE_DEVICES" not in variables
+    hidden = {item["name"]: item.get("value") for item in engine(deployment(gpu={"count": 0}))["env"]}
+    assert hidden["NVIDIA_VISIBLE_DEVICES"] == "void"
 
 
 # Images

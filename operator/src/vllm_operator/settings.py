@@ -57,6 +57,11 @@ class GpuSettings(Section):
     """The extended resource of models that name none."""
 
     resource: QualifiedName = Field("nvidia.com/gpu", description="Where a model's gpu.resource is absent.")
+    product_labels: Annotated[Mapping[QualifiedName, QualifiedName], Field(max_length=16)] = Field(
+        {},
+        description="Label of the nodes that gpu.product is compared with, by the resource's domain. Known "
+        "without it: nvidia.com, amd.com, gpu.intel.com.",
+    )
     watch_nodes: bool = Field(
         True,
         description="Count free GPUs from nodes and all pods, for rollouts and messages. Needs the right to "

@@ -28,9 +28,11 @@ def engine_version(spec: Spec, image: str) -> Version:
 
 
 def model_argument(spec: Spec) -> str:
-    """What vLLM loads: an id or a path."""
-    if spec.source.volume is not None and spec.source.volume.path is not None:
-        return f"{MODELS_PATH}/{spec.source.volume.path}"
+    """What vLLM loads: an id, a path or a URI."""
+    if spec.source.s3 is not None:
+        return spec.source.s3.uri
+    if spec.source.folder is not None:
+        return f"{MODELS_PATH}/{spec.source.folder}"
     return spec.model
 
 
@@ -58,6 +60,7 @@ def _valued(spec: Spec) -> Iterator[tuple[str, tuple[str, ...]]]:
     engine, hub = spec.engine, spec.source.hugging_face
     values = {
         "--revision": hub.revision if hub else None,
+        "--load-format": "runai_streamer" if spec.source.s3 else None,
         "--runner": engine.runner if engine.runner != "auto" else None,
         "--dtype": engine.dtype if engine.dtype != "auto" else None,
         "--max-model-len": engine.max_model_len,

@@ -28,6 +28,8 @@ def deployment_strategy(spec: Spec, settings: Settings, facts: Facts, template_h
 
 def auto_strategy(spec: Spec, settings: Settings, facts: Facts) -> str:
     """Surge if a spare pod finds its GPUs; on a full pool it would wait for ever. Unknown counts as full."""
+    if spec.resource_claims:
+        return "InPlace"  # whether a device is free, only the scheduler knows
     if spec.gpu_count == 0:
         return "Surge"
     return "Surge" if facts.nodes is not None and spare_gpu_fits(spec, settings, facts.nodes) else "InPlace"

@@ -9,7 +9,12 @@ from vllm_operator.api.v1alpha1 import Spec
 from vllm_operator.render.facts import Manifest, Node, Taint
 from vllm_operator.settings import Settings
 
-PRODUCT_LABEL = "nvidia.com/gpu.product"
+# What the vendors' node labellers write, by the domain of the resource.
+PRODUCT_LABELS = {
+    "nvidia.com": "nvidia.com/gpu.product",
+    "amd.com": "amd.com/gpu.product-name",
+    "gpu.intel.com": "gpu.intel.com/product",
+}
 
 
 def gpu_resource(spec: Spec, settings: Settings) -> str:
@@ -22,13 +27,21 @@ def container_resources(spec: Spec, settings: Settings) -> Manifest:
     if spec.gpu_count:
         limits[gpu_resource(spec, settings)] = spec.gpu_count
     parts = {"limits": limits, "requests": dict(spec.resources.requests)}
-    return {
+    found: Manifest = {
         name: {key: str(value) for key, value in sorted(part.items())} for name, part in parts.items() if part
     }
+    claims = [{"name": claim.name} for claim in spec.resource_claims]
+    return found | ({"claims": claims} if claims else {})
 
 
-def node_selector(spec: Spec) -> dict[str, str]:
-    product = {PRODUCT_LABEL: spec.gpu.product} if spec.gpu.product else {}
+def product_label(spec: Spec, settings: Settings) -> str:
+    """The same for all of a vendor's resources: nvidia.com/mig-1g.5gb and nvidia.com/gpu.shared too."""
+    vendor = gpu_resource(spec, settings).split("/", 1)[0]
+    return settings.gpu.product_labels.get(vendor) or PRODUCT_LABELS.get(vendor, f"{vendor}/gpu.product")
+
+
+def node_selector(spec: Spec, settings: Settings) -> dict[str, str]:
+    product = {product_label(spec, settings): spec.gpu.product} if spec.gpu.product else {}
     return {**spec.scheduling.node_selector, **product}
 
 
@@ -38,7 +51,7 @@ def tolerations(spec: Spec, settings: Settings) -> list[Manifest]:
         item.model_dump(by_alias=True, exclude_none=True, exclude_unset=True)
         for item in spec.scheduling.tolerations
     ]
-    if spec.gpu_count:
+    if spec.gpu_count or spec.resource_claims:
         vendor = gpu_resource(spec, settings).split("/", 1)[0]
         usual = {"key": f"{vendor}/gpu", "operator": "Exists", "effect": "NoSchedule"}
         own += [usual] if usual not in own else []
@@ -48,9 +61,11 @@ def tolerations(spec: Spec, settings: Settings) -> list[Manifest]:
 def pod_placement(spec: Spec, settings: Settings) -> Manifest:
     """The fields of a pod's spec that decide on its node; those that are empty are left out."""
     scheduling = spec.scheduling
+    claims = [claim.model_dump(by_alias=True, exclude_none=True) for claim in spec.resource_claims]
     fields: dict[str, Any] = {
-        "nodeSelector": node_selector(spec),
+        "nodeSelector": node_selector(spec, settings),
         "tolerations": tolerations(spec, settings),
+        "resourceClaims": claims,
         "affinity": scheduling.affinity,
         "topologySpreadConstraints": list(scheduling.topology_spread_constraints),
         "priorityClassName": scheduling.priority_class_name,
@@ -62,7 +77,7 @@ def pod_placement(spec: Spec, settings: Settings) -> Manifest:
 
 def suitable_nodes(spec: Spec, settings: Settings, nodes: Iterable[Node]) -> list[Node]:
     """Nodes that the pods may run on by selector and taints, most free GPUs first. Affinity is not judged."""
-    selector, tolerated = node_selector(spec), tolerations(spec, settings)
+    selector, tolerated = node_selector(spec, settings), tolerations(spec, settings)
     fitting = [
         node
         for node in nodes
