@@ -179,11 +179,58 @@ def test_auto_surges_only_where_a_spare_pod_finds_its_gpus(
     assert surge(Facts(nodes=nodes), **spec) == wanted
 
 
+def roomy(gpu: int, cpu: int, memory: int, name: str = "n") -> Node:
+    return Node(name, {}, (), True, {"nvidia.com/gpu": gpu, "cpu": cpu * 1000, "memory": memory * 2**30})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "why"),
+    [
+        ((roomy(1, 4, 32),), ""),
+        ((roomy(1, 3, 32),), "no node has room for one more pod; n lacks free cpu"),
+        ((roomy(1, 4, 31),), "no node has room for one more pod; n lacks free memory"),
+        (
+            (roomy(0, 9, 9, "a"), roomy(0, 9, 99, "b")),
+            "no node has room for one more pod; b lacks free nvidia.com/gpu",
+        ),
+        ((roomy(1, 1, 99, "a"), roomy(9, 9, 99, "b")), ""),
+        ((), "no node matches the selectors and taints"),
+        (None, "free GPUs are not counted"),
+    ],
+)
+def test_auto_says_why_it_does_not_surge(nodes: tuple[Node, ...] | None, why: str) -> None:
+    resources = {"requests": {"cpu": "4", "memory": "32Gi"}}
+    metadata = deployment(Facts(nodes=nodes), resources=resources)["metadata"]
+    assert metadata["annotations"].get(names.ANNOTATION_ROLLOUT, "") == why
+    assert surge(Facts(nodes=nodes), resources=resources) == (0 if why else 1)
+
+
+def test_a_sidecar_of_the_pod_template_needs_room_too() -> None:
+    sidecar = {"name": "x", "image": "x:1", "resources": {"requests": {"cpu": "8"}}}
+    facts = Facts(nodes=(roomy(1, 4, 32),))
+    assert surge(facts) == 1
+    assert surge(facts, podTemplate={"spec": {"containers": [sidecar]}}) == 0
+
+
+def test_a_model_without_gpus_surges_only_where_its_cpu_fits() -> None:
+    spec: Json = {"gpu": {"count": 0}, "resources": {"requests": {"cpu": "4"}}}
+    assert surge(Facts(nodes=(roomy(0, 4, 1),)), **spec) == 1
+    assert surge(Facts(nodes=(roomy(0, 3, 1),)), **spec) == 0
+
+
 def test_what_was_decided_for_a_template_stays_while_it_is_the_live_one() -> None:
     first = deployment(Facts(nodes=(node(1),)))
     live = LiveDeployment(
         first["metadata"]["annotations"][names.ANNOTATION_TEMPLATE_HASH], first["spec"]["strategy"]
     )
+    why = Facts(nodes=())
+    full_before = deployment(why)["metadata"]["annotations"]
+    kept = LiveDeployment(
+        full_before[names.ANNOTATION_TEMPLATE_HASH],
+        deployment(why)["spec"]["strategy"],
+        full_before[names.ANNOTATION_ROLLOUT],
+    )
+    assert deployment(Facts(nodes=(node(8),), live=kept)) == deployment(why)
     full = Facts(nodes=(node(0),), live=live)
     assert deployment(full) == first
     assert surge(full, engine={"maxModelLen": 9}) == 0

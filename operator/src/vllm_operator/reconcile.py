@@ -110,19 +110,20 @@ class Reconciler:
             gpu_resource=gpu_resource(model.spec, self._settings),
             granted=self._world.fleet.granted(key),
             refusal=refusal,
-            hint=self._hint(model),
+            hint=self._hint(model, template["spec"]),
+            rollout=wanted["metadata"]["annotations"].get(names.ANNOTATION_ROLLOUT, ""),
         )
 
-    def _hint(self, model: VLLMModel) -> str:
+    def _hint(self, model: VLLMModel, pod: Body) -> str:
         """The node with the most free GPUs: what a person compares the request with."""
         nodes = self._world.nodes()
         if nodes is None or model.spec.gpu_count == 0:
             return ""
         resource = gpu_resource(model.spec, self._settings)
-        fitting = suitable_nodes(model.spec, self._settings, nodes)
+        fitting = suitable_nodes(pod, nodes)
         if not fitting:
             return "No node matches the selectors and taints."
-        best = fitting[0]
+        best = min(fitting, key=lambda node: (-node.free.get(resource, 0), node.name))
         free = max(best.free.get(resource, 0), 0)
         return f"The model asks for {model.spec.gpu_count} per pod; {best.name} has most free: {free}."
 
@@ -163,7 +164,9 @@ def live_deployment(body: Body | None) -> LiveDeployment | None:
         return None
     annotations = body["metadata"].get("annotations") or {}
     return LiveDeployment(
-        annotations.get(names.ANNOTATION_TEMPLATE_HASH, ""), body["spec"].get("strategy") or {}
+        annotations.get(names.ANNOTATION_TEMPLATE_HASH, ""),
+        body["spec"].get("strategy") or {},
+        annotations.get(names.ANNOTATION_ROLLOUT, ""),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from vllm_operator.api.v1alpha1 import Spec
 from vllm_operator.render.facts import Manifest, Node, Taint
+from vllm_operator.render.requests import requested
 from vllm_operator.settings import Settings
 
 # What the vendors' node labellers write, by the domain of the resource.
@@ -75,24 +76,29 @@ def pod_placement(spec: Spec, settings: Settings) -> Manifest:
     return {name: value for name, value in fields.items() if value}
 
 
-def suitable_nodes(spec: Spec, settings: Settings, nodes: Iterable[Node]) -> list[Node]:
-    """Nodes that the pods may run on by selector and taints, most free GPUs first. Affinity is not judged."""
-    selector, tolerated = node_selector(spec, settings), tolerations(spec, settings)
-    fitting = [
+def suitable_nodes(pod: Manifest, nodes: Iterable[Node]) -> list[Node]:
+    """Nodes that a pod (its spec) may run on by selector and taints. Affinity is not judged."""
+    selector, tolerated = pod.get("nodeSelector") or {}, pod.get("tolerations") or []
+    return [
         node
         for node in nodes
         if node.schedulable
         and all(node.labels.get(key) == value for key, value in selector.items())
         and all(_tolerated(taint, tolerated) for taint in node.taints)
     ]
-    resource = gpu_resource(spec, settings)
-    return sorted(fitting, key=lambda node: (-node.free.get(resource, 0), node.name))
 
 
-def spare_gpu_fits(spec: Spec, settings: Settings, nodes: Iterable[Node]) -> bool:
-    """Whether one more pod finds its GPUs on one node now."""
-    suitable = suitable_nodes(spec, settings, nodes)
-    return bool(suitable) and suitable[0].free.get(gpu_resource(spec, settings), 0) >= spec.gpu_count
+def shortage(pod: Manifest, nodes: Iterable[Node]) -> str:
+    """Why one more such pod finds no place now; empty where it does."""
+    suitable = suitable_nodes(pod, nodes)
+    if not suitable:
+        return "no node matches the selectors and taints"
+    asked = requested(pod)
+    lacking = [[name for name, count in asked.items() if count > node.free.get(name, 0)] for node in suitable]
+    nearest, node = min(zip(lacking, suitable, strict=True), key=lambda pair: (len(pair[0]), pair[1].name))
+    if not nearest:
+        return ""
+    return f"no node has room for one more pod; {node.name} lacks free {' and '.join(sorted(nearest))}"
 
 
 def _tolerated(taint: Taint, tolerated: Iterable[Mapping[str, Any]]) -> bool:

@@ -12,7 +12,7 @@ from vllm_operator.render.facts import Facts, Manifest
 from vllm_operator.render.merge import merged
 from vllm_operator.render.pod import pod_template, termination_grace_seconds
 from vllm_operator.render.policy import Review, policy_problems
-from vllm_operator.render.rollout import deployment_strategy
+from vllm_operator.render.rollout import rollout_choice
 from vllm_operator.settings import Settings
 
 PROGRESS_SLACK_SECONDS = 60
@@ -38,11 +38,13 @@ def deployment_manifest(model: VLLMModel, settings: Settings, facts: Facts) -> M
     spec = model.spec
     template, template_hash = checked_template(model, settings, facts)
     manifest = _child("apps/v1", "Deployment", model)
-    manifest["metadata"]["annotations"] = {names.ANNOTATION_TEMPLATE_HASH: template_hash}
+    choice = rollout_choice(spec, template["spec"], facts, template_hash)
+    said = {names.ANNOTATION_ROLLOUT: choice.why} if choice.why else {}
+    manifest["metadata"]["annotations"] = {names.ANNOTATION_TEMPLATE_HASH: template_hash, **said}
     manifest["spec"] = {
         "replicas": spec.wanted_replicas,
         "selector": {"matchLabels": names.selector_labels(model.metadata.name)},
-        "strategy": deployment_strategy(spec, settings, facts, template_hash),
+        "strategy": choice.strategy,
         "progressDeadlineSeconds": spec.start_seconds
         + termination_grace_seconds(spec)
         + PROGRESS_SLACK_SECONDS,
