@@ -21,6 +21,7 @@ OPERATOR = {
     ("vllm-fleet.dev", "vllmmodels/status"): ("patch",),
     ("apps", "deployments"): CHILD,
     ("", "services"): CHILD,
+    ("policy", "poddisruptionbudgets"): CHILD,
     ("", "pods"): READ,
     ("", "events"): ("create",),
 }

@@ -102,8 +102,8 @@ def test_every_rendered_flag_is_one_of_vllms_and_takes_its_values(path: Path) ->
 @pytest.mark.parametrize("path", INPUTS, ids=lambda path: path.name.removesuffix(".input.yaml"))
 def test_what_holds_for_every_model(path: Path) -> None:
     model = parse(load(path), settings_of(path).profiles)
-    service, deployed = rendered(path)
-    for manifest in (service, deployed):
+    service, deployed, *others = rendered(path)
+    for manifest in (service, deployed, *others):
         assert manifest["metadata"]["name"] == "m-engine"
         assert manifest["metadata"]["ownerReferences"][0]["controller"] is True
         assert manifest["metadata"]["labels"]["vllm-fleet.dev/model"] == "m"

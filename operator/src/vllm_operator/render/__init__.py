@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vllm_operator.api.v1alpha1 import VLLMModel
 from vllm_operator.render.facts import NOTHING_KNOWN, Facts, Manifest
-from vllm_operator.render.workload import deployment_manifest, service_manifest, stamped
+from vllm_operator.render.workload import budget_manifest, deployment_manifest, service_manifest, stamped
 from vllm_operator.settings import Settings
 
 __all__ = ["render"]
@@ -15,4 +15,7 @@ def render(model: VLLMModel, settings: Settings, facts: Facts = NOTHING_KNOWN) -
 
     Raises SpecError for what only the settings can judge: see settings.policy.
     """
-    return stamped(service_manifest(model)), stamped(deployment_manifest(model, settings, facts))
+    made = [service_manifest(model), deployment_manifest(model, settings, facts)]
+    if model.spec.wanted_replicas > 1:
+        made.append(budget_manifest(model))
+    return tuple(map(stamped, made))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from vllm_operator import names
 from vllm_operator.api.source import MODELS_PATH
 from vllm_operator.api.v1alpha1 import Spec, VLLMModel
+from vllm_operator.render.storage import CHAT_TEMPLATE_FILE, CHAT_TEMPLATE_PATH
 
 LATEST = (0, 32, 0)
 SHUTDOWN_TIMEOUT_SINCE = (0, 18, 0)  # https://github.com/vllm-project/vllm/pull/34730
@@ -74,6 +75,7 @@ def _valued(spec: Spec) -> Iterator[tuple[str, tuple[str, ...]]]:
         "--max-num-seqs": engine.max_num_seqs,
         "--tool-call-parser": engine.tool_call_parser,
         "--reasoning-parser": engine.reasoning_parser,
+        "--chat-template": f"{CHAT_TEMPLATE_PATH}/{CHAT_TEMPLATE_FILE}" if engine.chat_template else None,
     }
     yield from ((flag, (str(value),)) for flag, value in values.items() if value is not None)
 

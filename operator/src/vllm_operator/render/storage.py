@@ -7,6 +7,7 @@ from vllm_operator.api.v1alpha1 import Spec
 from vllm_operator.render.facts import Manifest
 
 HOME = "/var/lib/vllm"  # weights that are downloaded, compiled kernels, and every other cache
+CHAT_TEMPLATE_PATH, CHAT_TEMPLATE_FILE = "/etc/vllm-fleet/chat-template", "template.jinja"
 
 
 def volumes_and_mounts(spec: Spec) -> tuple[list[Manifest], list[Manifest]]:
@@ -21,6 +22,13 @@ def volumes_and_mounts(spec: Spec) -> tuple[list[Manifest], list[Manifest]]:
     if weights := _weights(spec.source):
         mount = {"name": "weights", "mountPath": MODELS_PATH, "readOnly": True}
         pairs.append(({"name": "weights", **weights}, mount))
+    if spec.engine.chat_template is not None:
+        reference = spec.engine.chat_template.config_map
+        items = [{"key": reference.key, "path": CHAT_TEMPLATE_FILE}]
+        mount = {"name": "chat-template", "mountPath": CHAT_TEMPLATE_PATH, "readOnly": True}
+        pairs.append(
+            ({"name": "chat-template", "configMap": {"name": reference.name, "items": items}}, mount)
+        )
     return [volume for volume, _ in pairs], [mount for _, mount in pairs]
 
 

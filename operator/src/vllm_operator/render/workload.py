@@ -1,4 +1,4 @@
-"""Deployment and Service of a model, and what every child has: owner, labels, a hash of what was rendered."""
+"""The children of a model, and what each has: owner, labels, a hash of what was rendered."""
 
 from __future__ import annotations
 
@@ -91,6 +91,20 @@ def service_manifest(model: VLLMModel) -> Manifest:
         "type": "ClusterIP",
         "selector": names.selector_labels(model.metadata.name),
         "ports": [port],
+    }
+    return manifest
+
+
+def budget_manifest(model: VLLMModel) -> Manifest:
+    """When nodes are drained, one pod after the other goes; one that does not serve holds nobody up.
+
+    https://kubernetes.io/docs/tasks/run-application/configure-pdb/#unhealthy-pod-eviction-policy
+    """
+    manifest = _child("policy/v1", "PodDisruptionBudget", model)
+    manifest["spec"] = {
+        "maxUnavailable": 1,
+        "selector": {"matchLabels": names.selector_labels(model.metadata.name)},
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",
     }
     return manifest
 
