@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from vllm_operator.api.placement import Profile
-from vllm_operator.api.values import HostPath, Image, ProfileName, QualifiedName, Section
+from vllm_operator.api.values import HostPath, Image, LabelValue, ProfileName, QualifiedName, Section
 from vllm_operator.errors import SettingsError
 from vllm_operator.names import LEASE_NAME
 
@@ -69,6 +69,27 @@ class GpuSettings(Section):
     )
 
 
+class Peer(Section):
+    """Pods that may reach the engines: those with podLabels, in the namespaces with namespaceLabels."""
+
+    namespace_labels: Annotated[Mapping[QualifiedName, LabelValue], Field(max_length=16)] = Field(
+        {}, description="Labels of the namespaces. Empty: all."
+    )
+    pod_labels: Annotated[Mapping[QualifiedName, LabelValue], Field(max_length=16)] = Field(
+        {}, description="Labels of the pods. Empty: all."
+    )
+
+
+class NetworkPolicySettings(Section):
+    """One NetworkPolicy per model. An engine checks no keys: who reaches it, uses it."""
+
+    allow_from: Annotated[tuple[Peer, ...], Field(max_length=16)] = Field(
+        (),
+        description="Who may open connections to port 8000 of the engines: name the gateway and Prometheus. "
+        "Empty: no NetworkPolicy is made, since the operator cannot know where your Prometheus is.",
+    )
+
+
 class Policy(Section):
     """What a VLLMModel may ask for, judged on the pod as it would be applied.
 
@@ -104,6 +125,9 @@ class Settings(Section):
         "change rolls out to the models that use it.",
     )
     policy: Policy = Field(Policy(), description="What models may ask for.")
+    network_policy: NetworkPolicySettings = Field(
+        NetworkPolicySettings(), description="Who may reach the engines."
+    )
     watch_namespaces: tuple[Annotated[str, Field(min_length=1, max_length=63)], ...] = Field(
         (), description="Namespaces whose models are served. Empty: all."
     )

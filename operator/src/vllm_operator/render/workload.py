@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 
 from vllm_operator import names
 from vllm_operator.api.v1alpha1 import VLLMModel
@@ -13,7 +14,7 @@ from vllm_operator.render.merge import merged
 from vllm_operator.render.pod import pod_template, termination_grace_seconds
 from vllm_operator.render.policy import Review, policy_problems
 from vllm_operator.render.rollout import rollout_choice
-from vllm_operator.settings import Settings
+from vllm_operator.settings import Peer, Settings
 
 PROGRESS_SLACK_SECONDS = 60
 
@@ -105,6 +106,24 @@ def budget_manifest(model: VLLMModel) -> Manifest:
         "maxUnavailable": 1,
         "selector": {"matchLabels": names.selector_labels(model.metadata.name)},
         "unhealthyPodEvictionPolicy": "AlwaysAllow",
+    }
+    return manifest
+
+
+def network_policy_manifest(model: VLLMModel, peers: Iterable[Peer]) -> Manifest:
+    """Ingress alone: an engine downloads its weights from wherever the spec says."""
+    manifest = _child("networking.k8s.io/v1", "NetworkPolicy", model)
+    allowed = [
+        {
+            "namespaceSelector": {"matchLabels": dict(peer.namespace_labels)},
+            "podSelector": {"matchLabels": dict(peer.pod_labels)},
+        }
+        for peer in peers
+    ]
+    manifest["spec"] = {
+        "podSelector": {"matchLabels": names.selector_labels(model.metadata.name)},
+        "policyTypes": ["Ingress"],
+        "ingress": [{"from": allowed, "ports": [{"port": names.ENGINE_PORT, "protocol": "TCP"}]}],
     }
     return manifest
 
