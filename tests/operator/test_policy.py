@@ -255,10 +255,17 @@ def test_every_image_of_the_pod_is_judged_but_the_platforms_own() -> None:
     closed = settings(imagePrefixes=["ghcr.io/acme/"])
     pod_of(closed)
     pod_of(closed, image="ghcr.io/acme/vllm:1")
-    assert "evil:1 is not within" in refusals(closed, image="evil:1")[0]
-    assert "x:1 is not within" in refusals(closed, podTemplate=sidecar_with())[0]
-    volume = {"name": "v", "image": {"reference": "evil/weights:1"}}
-    assert "evil/weights:1" in refusals(closed, podTemplate={"spec": {"volumes": [volume]}})[0]
+    volume = {"name": "v", "image": {"reference": "evil:1"}}
+    weights = {"image": {"reference": "evil:1", "path": "x"}}
+    hostile: dict[str, Json] = {
+        "spec.image": {"image": "evil:1"},
+        "spec.source.image.reference": {"source": weights},
+        "spec.podTemplate.spec.containers[x].image": {"podTemplate": sidecar_with(image="evil:1")},
+        "spec.podTemplate.spec.volumes[v].image": {"podTemplate": {"spec": {"volumes": [volume]}}},
+    }
+    for field, spec in hostile.items():
+        told = "evil:1 is not within settings.policy.imagePrefixes (ghcr.io/acme/)"
+        assert refusals(closed, **spec) == [f"{field}: {told}"]
     default = closed.images.cuda
     assert f"{default} is not within" in refusals(closed, image=default)[0]
 

@@ -86,14 +86,24 @@ def image_matches(image: str, prefix: str) -> bool:
 
 def _images(review: Review) -> Iterator[Problem]:
     prefixes = review.policy.image_prefixes
-    volumes = (item.get("image") for item in _items(review.spec, "volumes"))
-    mounted = [str(image.get("reference", "")) for image in volumes if isinstance(image, dict)]
-    for image in [str(item.get("image", "")) for item in review.containers] + mounted:
-        allowed = image == review.default_image or any(image_matches(image, prefix) for prefix in prefixes)
-        if prefixes and not allowed:
-            yield Problem(
-                "spec.image", f"{image} is not within settings.policy.imagePrefixes ({', '.join(prefixes)})"
-            )
+    for where, image in _named_images(review) if prefixes else ():
+        if image != review.default_image and not any(image_matches(image, prefix) for prefix in prefixes):
+            allowed = ", ".join(prefixes)
+            yield Problem(where, f"{image} is not within settings.policy.imagePrefixes ({allowed})")
+
+
+def _named_images(review: Review) -> Iterator[tuple[str, str]]:
+    """Every image that the node would pull, with the field that names it."""
+    ours = _engine(review.base["spec"])["image"]
+    for container in review.containers:
+        image = str(container.get("image", ""))
+        own = container.get("name") == names.ENGINE and image == ours
+        yield "spec.image" if own else f"{_path(review, container)}.image", image
+    for volume in _items(review.spec, "volumes"):
+        if "image" in volume:
+            added = f"{TEMPLATE}.spec.volumes[{volume.get('name')}].image"
+            where = added if volume in review.added_volumes else "spec.source.image.reference"
+            yield where, str(_map(volume, "image").get("reference", ""))
 
 
 def _host_paths(review: Review) -> Iterator[Problem]:
