@@ -21,6 +21,8 @@ OPERATOR = {
     ("vllm-fleet.dev", "vllmmodels/status"): ("patch",),
     ("apps", "deployments"): CHILD,
     ("", "services"): CHILD,
+    ("networking.k8s.io", "networkpolicies"): CHILD,
+    ("policy", "poddisruptionbudgets"): CHILD,
     ("", "pods"): READ,
     ("", "events"): ("create",),
 }

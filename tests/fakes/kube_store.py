@@ -47,6 +47,8 @@ RESOURCES = (
     Resource("apps/v1", "deployments", "Deployment"),
     Resource("apps/v1", "replicasets", "ReplicaSet"),
     Resource("v1", "services", "Service"),
+    Resource("networking.k8s.io/v1", "networkpolicies", "NetworkPolicy", has_status=False),
+    Resource("policy/v1", "poddisruptionbudgets", "PodDisruptionBudget"),
     Resource("v1", "pods", "Pod"),
     Resource("v1", "persistentvolumeclaims", "PersistentVolumeClaim"),
     Resource("v1", "secrets", "Secret", has_status=False),

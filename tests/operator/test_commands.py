@@ -77,6 +77,15 @@ def test_validate_names_file_model_field_and_reason(folder: Path, capsys: pytest
     ]
 
 
+def test_validate_takes_the_settings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "settings").write_text("policy: {podTemplate: none}")
+    asked = model_body("asks", podTemplate={"metadata": {"labels": {"a": "b"}}})
+    (folder / "good.yaml").write_text(yaml.safe_dump(asked))
+    assert run("validate", str(folder / "good.yaml")) == 0
+    assert run("validate", "--config", str(folder / "settings"), str(folder / "good.yaml")) == 1
+    assert "good.yaml: asks: spec.podTemplate: is refused by settings.policy" in capsys.readouterr().err
+
+
 def test_validate_is_content_with_what_is_right(folder: Path) -> None:
     assert run("validate", str(folder / "good.yaml")) == 0
 

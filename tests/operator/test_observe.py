@@ -224,6 +224,16 @@ def test_a_rollout_whose_old_revision_serves_is_ready_and_tells_the_new_ones_tro
     )
 
 
+def test_a_rollout_in_place_says_why() -> None:
+    why = "no node has room for one more pod; gpu-1 lacks free cpu"
+    beside = status_of(serving("old"), pod(LOADING), rollout=why).condition("Ready")
+    assert beside is not None
+    assert beside.message.endswith(f"; in place, since {why}")
+    alone = status_of(pod(terminating=True, template="old"), rollout=why).condition("Ready")
+    assert alone is not None
+    assert alone.message == f"1 pods end before others begin; in place, since {why}"
+
+
 def test_old_pods_that_do_not_serve_tell_nothing_of_the_current_spec() -> None:
     old = pod(waiting("ErrImagePull"), template="old")
     assert told(status_of(old))["Ready"] == ("False", "Starting")

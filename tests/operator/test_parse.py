@@ -2,7 +2,8 @@
 
 Proves: defaults; each row of the table of invalid models is refused with its field; all problems at once;
 advice in the messages (a near field, the type found, a duration's form); nulls; no input is quoted that could
-be a secret; derived values (device, GPUs, replicas, seconds); an unreadable status counts as none.
+be a secret; profiles lie under what a model says;
+derived values (device, GPUs, replicas, seconds); an unreadable status counts as none.
 Left out: that the API server refuses the same rows, which needs a real one (tests/e2e).
 """
 
@@ -17,6 +18,7 @@ from vllm_operator.api.parsing import identify, parse, previous_status
 from vllm_operator.api.status import Status
 from vllm_operator.api.values import seconds
 from vllm_operator.errors import SpecError
+from vllm_operator.settings import parse_settings
 
 
 def problems(**spec: Any) -> list[str]:
@@ -122,6 +124,53 @@ def test_wanted_replicas(spec: dict[str, Any], replicas: int) -> None:
 )
 def test_durations(duration: str, wanted: float) -> None:
     assert seconds(duration) == pytest.approx(wanted)
+
+
+PROFILES = parse_settings(
+    {
+        "profiles": {
+            "h100": {
+                "gpu": {"product": "H100", "count": 2},
+                "resources": {"requests": {"cpu": "8", "memory": "64Gi"}},
+                "scheduling": {
+                    "nodeSelector": {"pool": "h100", "zone": "a"},
+                    "tolerations": [{"key": "h100", "operator": "Exists"}],
+                },
+            },
+            "cpu": {"gpu": {"count": 0}},
+        }
+    },
+    "test",
+).profiles
+
+
+def test_a_profile_lies_under_what_the_model_says() -> None:
+    own: dict[str, Any] = {
+        "engine": {"tensorParallelSize": 2},
+        "resources": {"requests": {"cpu": 4}},
+        "scheduling": {"nodeSelector": {"zone": "b"}, "tolerations": []},
+    }
+    spec = parse(model_body(profile="h100", **own), PROFILES).spec
+    assert (spec.gpu.product, spec.gpu_count) == ("H100", 2)
+    assert spec.resources.requests == {"cpu": 4, "memory": "64Gi"}
+    assert spec.scheduling.node_selector == {"pool": "h100", "zone": "b"}
+    assert spec.scheduling.tolerations == ()
+    assert parse(model_body(profile="cpu"), PROFILES).spec.device == "cpu"
+
+
+def test_what_comes_of_a_profile_is_judged_as_a_whole() -> None:
+    with pytest.raises(SpecError, match=r"spec\.gpu\.count: must be engine\.tensorParallelSize"):
+        parse(model_body(profile="h100"), PROFILES)
+    with pytest.raises(SpecError, match=r"spec\.gpu: must be an object, not a list"):
+        parse(model_body(profile="h100", gpu=[]), PROFILES)
+
+
+def test_an_unknown_profile_is_named_with_those_that_exist() -> None:
+    with pytest.raises(SpecError, match=r"spec\.profile: is no profile .* \(known: cpu, h100\)"):
+        parse(model_body(profile="a100"), PROFILES)
+    assert problems(profile="a100")[0].startswith(
+        "spec.profile: is no profile of the operator's settings (known: none)"
+    )
 
 
 def test_a_model_that_was_never_applied_has_placeholders() -> None:

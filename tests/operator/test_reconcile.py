@@ -30,6 +30,7 @@ from vllm_operator.settings import Settings, parse_settings
 from vllm_operator.world import World
 
 DEPLOYMENTS, SERVICES, PODS = resource("deployments"), resource("services"), resource("pods")
+BUDGETS = resource("poddisruptionbudgets")
 NODES, EVENTS = resource("nodes"), resource("events")
 KEY = ModelKey("ns", "m")
 
@@ -252,6 +253,29 @@ async def test_an_invalid_edit_touches_nothing_that_runs(rig: Rig) -> None:
     )
     assert rig.condition("Ready")[:2] == ("True", "InvalidSpec")
     assert rig.status()["observedGeneration"] == 2
+
+
+async def test_several_replicas_have_a_disruption_budget_and_one_has_none(rig: Rig) -> None:
+    rig.model(replicas=2)
+    await rig.reconcile()
+    (budget,) = rig.api.objects(BUDGETS)
+    assert budget["spec"]["maxUnavailable"] == 1
+    rig.edit(replicas=1)
+    await rig.reconcile()
+    assert not rig.api.objects(BUDGETS)
+
+
+async def test_an_edit_outside_the_policy_touches_nothing_that_runs(rig: Rig) -> None:
+    rig.model()
+    await rig.reconcile()
+    before = rig.deployment()
+    rig.edit(podTemplate={"spec": {"hostNetwork": True}})
+    await rig.reconcile()
+    assert rig.deployment() == before
+    assert rig.condition("Accepted")[:2] == ("False", "InvalidSpec")
+    assert rig.condition("Accepted")[2].startswith(
+        "spec.podTemplate.spec.hostNetwork: is refused by settings"
+    )
 
 
 QUOTA = 'deployments.apps "m-engine" is forbidden: exceeded quota: few, requested: count/deployments.apps=1'

@@ -37,6 +37,17 @@ def load(path: Path) -> Json:
     return body
 
 
+def settings_of(path: Path) -> Settings:
+    """Where a field needs the platform's consent, `NAME.settings.yaml` beside the input gives it."""
+    beside = path.with_name(path.name.replace(".input.", ".settings."))
+    return parse_settings(load(beside), str(beside)) if beside.exists() else Settings()
+
+
+def rendered(path: Path) -> tuple[Json, ...]:
+    settings = settings_of(path)
+    return render(parse(load(path), settings.profiles), settings)
+
+
 def deployment(facts: Facts | None = None, settings: Settings | None = None, /, **spec: Any) -> Json:
     return render(parse(model_body(**spec)), settings or Settings(), facts or Facts())[1]
 
@@ -49,7 +60,7 @@ def engine(manifest: Json) -> Json:
 @pytest.mark.parametrize("path", INPUTS, ids=lambda path: path.name.removesuffix(".input.yaml"))
 def test_golden_pairs(path: Path, golden: Callable[[Path, str], None]) -> None:
     output = path.with_name(path.name.replace(".input.", ".output."))
-    golden(output, to_yaml(render(parse(load(path)), Settings())))
+    golden(output, to_yaml(rendered(path)))
 
 
 def test_no_golden_output_without_its_input() -> None:
@@ -79,7 +90,7 @@ def test_every_field_of_the_spec_has_a_golden_pair() -> None:
 
 @pytest.mark.parametrize("path", INPUTS, ids=lambda path: path.name.removesuffix(".input.yaml"))
 def test_every_rendered_flag_is_one_of_vllms_and_takes_its_values(path: Path) -> None:
-    args = engine(render(parse(load(path)), Settings())[1])["args"]
+    args = engine(rendered(path)[1])["args"]
     starts = [index for index, item in enumerate(args) if item.startswith("--")]
     for start, end in zip(starts, [*starts[1:], len(args)], strict=True):
         flag, values = args[start], args[start + 1 : end]
@@ -90,9 +101,9 @@ def test_every_rendered_flag_is_one_of_vllms_and_takes_its_values(path: Path) ->
 
 @pytest.mark.parametrize("path", INPUTS, ids=lambda path: path.name.removesuffix(".input.yaml"))
 def test_what_holds_for_every_model(path: Path) -> None:
-    model = parse(load(path))
-    service, deployed = render(model, Settings())
-    for manifest in (service, deployed):
+    model = parse(load(path), settings_of(path).profiles)
+    service, deployed, *others = rendered(path)
+    for manifest in (service, deployed, *others):
         assert manifest["metadata"]["name"] == "m-engine"
         assert manifest["metadata"]["ownerReferences"][0]["controller"] is True
         assert manifest["metadata"]["labels"]["vllm-fleet.dev/model"] == "m"
@@ -108,7 +119,7 @@ def test_what_holds_for_every_model(path: Path) -> None:
     assert deployed["spec"]["progressDeadlineSeconds"] > model.spec.start_seconds
     pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pod["spec"]["terminationGracePeriodSeconds"] > pause + model.spec.drain_seconds
-    assert {"name": "shm", "emptyDir": {"medium": "Memory"}} in pod["spec"]["volumes"]
+    assert contains(pod["spec"], {"volumes": [{"name": "shm", "emptyDir": {"medium": "Memory"}}]})
     variables = [item["name"] for item in container["env"]]
     assert len(variables) == len(set(variables))
 
@@ -159,6 +170,7 @@ def surge(facts: Facts, **spec: Any) -> Any:
         ((node(1, pool="x"),), {"scheduling": {"nodeSelector": {"pool": "x"}}}, 1),
         ((node(1),), {"gpu": {"resource": "amd.com/gpu"}}, 0),
         (None, {"gpu": {"count": 0}}, 1),
+        ((node(8),), {"resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "one"}]}, 0),
     ],
 )
 def test_auto_surges_only_where_a_spare_pod_finds_its_gpus(
@@ -167,11 +179,58 @@ def test_auto_surges_only_where_a_spare_pod_finds_its_gpus(
     assert surge(Facts(nodes=nodes), **spec) == wanted
 
 
+def roomy(gpu: int, cpu: int, memory: int, name: str = "n") -> Node:
+    return Node(name, {}, (), True, {"nvidia.com/gpu": gpu, "cpu": cpu * 1000, "memory": memory * 2**30})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "why"),
+    [
+        ((roomy(1, 4, 32),), ""),
+        ((roomy(1, 3, 32),), "no node has room for one more pod; n lacks free cpu"),
+        ((roomy(1, 4, 31),), "no node has room for one more pod; n lacks free memory"),
+        (
+            (roomy(0, 9, 9, "a"), roomy(0, 9, 99, "b")),
+            "no node has room for one more pod; b lacks free nvidia.com/gpu",
+        ),
+        ((roomy(1, 1, 99, "a"), roomy(9, 9, 99, "b")), ""),
+        ((), "no node matches the selectors and taints"),
+        (None, "free GPUs are not counted"),
+    ],
+)
+def test_auto_says_why_it_does_not_surge(nodes: tuple[Node, ...] | None, why: str) -> None:
+    resources = {"requests": {"cpu": "4", "memory": "32Gi"}}
+    metadata = deployment(Facts(nodes=nodes), resources=resources)["metadata"]
+    assert metadata["annotations"].get(names.ANNOTATION_ROLLOUT, "") == why
+    assert surge(Facts(nodes=nodes), resources=resources) == (0 if why else 1)
+
+
+def test_a_sidecar_of_the_pod_template_needs_room_too() -> None:
+    sidecar = {"name": "x", "image": "x:1", "resources": {"requests": {"cpu": "8"}}}
+    facts = Facts(nodes=(roomy(1, 4, 32),))
+    assert surge(facts) == 1
+    assert surge(facts, podTemplate={"spec": {"containers": [sidecar]}}) == 0
+
+
+def test_a_model_without_gpus_surges_only_where_its_cpu_fits() -> None:
+    spec: Json = {"gpu": {"count": 0}, "resources": {"requests": {"cpu": "4"}}}
+    assert surge(Facts(nodes=(roomy(0, 4, 1),)), **spec) == 1
+    assert surge(Facts(nodes=(roomy(0, 3, 1),)), **spec) == 0
+
+
 def test_what_was_decided_for_a_template_stays_while_it_is_the_live_one() -> None:
     first = deployment(Facts(nodes=(node(1),)))
     live = LiveDeployment(
         first["metadata"]["annotations"][names.ANNOTATION_TEMPLATE_HASH], first["spec"]["strategy"]
     )
+    why = Facts(nodes=())
+    full_before = deployment(why)["metadata"]["annotations"]
+    kept = LiveDeployment(
+        full_before[names.ANNOTATION_TEMPLATE_HASH],
+        deployment(why)["spec"]["strategy"],
+        full_before[names.ANNOTATION_ROLLOUT],
+    )
+    assert deployment(Facts(nodes=(node(8),), live=kept)) == deployment(why)
     full = Facts(nodes=(node(0),), live=live)
     assert deployment(full) == first
     assert surge(full, engine={"maxModelLen": 9}) == 0
@@ -188,6 +247,35 @@ def test_what_was_decided_for_a_template_stays_while_it_is_the_live_one() -> Non
 def test_an_explicit_strategy_is_always_a_rolling_update(strategy: str, wanted: Json) -> None:
     manifest = deployment(rollout={"strategy": strategy})
     assert manifest["spec"]["strategy"] == {"type": "RollingUpdate", "rollingUpdate": wanted}
+
+
+# Devices
+
+
+@pytest.mark.parametrize(
+    ("resource", "label"),
+    [
+        (None, "nvidia.com/gpu.product"),
+        ("nvidia.com/gpu.shared", "nvidia.com/gpu.product"),
+        ("amd.com/gpu", "amd.com/gpu.product-name"),
+        ("gpu.intel.com/i915", "gpu.intel.com/product"),
+        ("example.org/npu", "example.org/gpu.product"),
+        ("own.org/npu", "own.org/npu-model"),
+    ],
+)
+def test_a_product_is_looked_for_under_the_vendors_label(resource: str | None, label: str) -> None:
+    settings = parse_settings({"gpu": {"productLabels": {"own.org": "own.org/npu-model"}}}, "test")
+    gpu = {"product": "P"} | ({"resource": resource} if resource else {})
+    pod = deployment(Facts(), settings, gpu=gpu)["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == {label: "P"}
+
+
+def test_a_claimed_device_is_not_hidden_from_the_engine() -> None:
+    claims = [{"name": "gpu", "resourceClaimTemplateName": "one"}]
+    variables = [item["name"] for item in engine(deployment(resourceClaims=claims, gpu={"count": 0}))["env"]]
+    assert "NVIDIA_VISIBLE_DEVICES" not in variables
+    hidden = {item["name"]: item.get("value") for item in engine(deployment(gpu={"count": 0}))["env"]}
+    assert hidden["NVIDIA_VISIBLE_DEVICES"] == "void"
 
 
 # Images

@@ -22,7 +22,7 @@ from vllm_models import model_body
 from vllm_operator.api.parsing import parse
 from vllm_operator.compare import contains, differs, same_quantity
 from vllm_operator.fleet import Fleet
-from vllm_operator.inventory import GpuLedger, slim_node, slim_pod
+from vllm_operator.inventory import NodeLedger, slim_node, slim_pod
 from vllm_operator.names import ModelKey
 from vllm_operator.render import render
 from vllm_operator.settings import Settings
@@ -140,7 +140,7 @@ def pod(name: str, node: str = "n", gpus: int = 1, phase: str = "Running", init:
     return slim_pod({"metadata": {"name": name, "namespace": "ns"}, "spec": spec, "status": {"phase": phase}})
 
 
-def free(ledger: GpuLedger, **conditions: str) -> int:
+def free(ledger: NodeLedger, **conditions: str) -> int:
     ready = {"type": "Ready", "status": conditions.get("ready", "True")}
     node = {
         "metadata": {"name": "n"},
@@ -150,7 +150,7 @@ def free(ledger: GpuLedger, **conditions: str) -> int:
 
 
 def test_gpus_are_counted_as_pods_come_and_go() -> None:
-    ledger = GpuLedger()
+    ledger = NodeLedger()
     a, b = pod("a", gpus=2), pod("b", init=3)
     ledger.note(None, a)
     ledger.note(None, b)
@@ -162,8 +162,17 @@ def test_gpus_are_counted_as_pods_come_and_go() -> None:
     assert free(ledger) == 8
 
 
+def test_cpu_and_memory_are_counted_too() -> None:
+    ledger = NodeLedger()
+    ledger.note(None, pod("a"))
+    offers = {"cpu": "4", "memory": "9Ki", "nvidia.com/gpu": "8", "pods": "110", "ephemeral-storage": "1Gi"}
+    node = {"metadata": {"name": "n"}, "status": {"allocatable": offers}}
+    found = ledger.nodes([slim_node(node)])[0].free
+    assert found == {"cpu": 3000, "memory": 9216, "nvidia.com/gpu": 7}
+
+
 def test_a_pod_without_a_node_holds_nothing() -> None:
-    ledger = GpuLedger()
+    ledger = NodeLedger()
     ledger.note(None, pod("a", node=""))
     assert free(ledger) == 8
 

@@ -29,7 +29,7 @@ def _run(options: argparse.Namespace) -> int:
         case "crd":
             return run_crd()
         case "validate":
-            return run_validate(options.paths)
+            return run_validate(options.paths, _settings(options))
         case "render":
             return run_render(options.paths, _settings(options))
         case _:
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         "validate", help="check VLLMModels in files; exit code 1 if one is invalid"
     )
     commands.add_parser("crd", help="print the CustomResourceDefinition")
-    for command in (run, render):
+    for command in (run, render, validate):
         command.add_argument(
             "--config", metavar="FILE", help="settings (default: $CONFIG_FILE, or the chart's)"
         )

@@ -13,10 +13,16 @@ _SUFFIXES = {"": Decimal(1), "m": Decimal("0.001")}
 _SUFFIXES |= {letter: Decimal(1000) ** power for power, letter in enumerate("kMGTPE", 1)}
 _SUFFIXES |= {f"{letter}i": Decimal(1024) ** power for power, letter in enumerate("KMGTPE", 1)}
 _QUANTITIES = {"limits", "requests"}
+_QUANTITY = "sizeLimit"
 
 # List items that are told apart by a key; in every other list, position and number count.
 _KEYS = {"containers": "name", "volumes": "name", "env": "name", "volumeMounts": "mountPath"}
-_KEYS |= {"imagePullSecrets": "name", "ownerReferences": "uid", "conditions": "type"}
+_KEYS |= {
+    "imagePullSecrets": "name",
+    "resourceClaims": "name",
+    "ownerReferences": "uid",
+    "conditions": "type",
+}
 
 
 def differs(wanted: dict[str, Any], live: dict[str, Any]) -> bool:
@@ -37,7 +43,9 @@ def contains(live: Any, wanted: Any, field: str = "") -> bool:
         return isinstance(live, dict) and all(_has(live, key, value, field) for key, value in wanted.items())
     if isinstance(wanted, list):
         return _contains_list(live or [], wanted, field)
-    return bool(live == wanted) or (field in _QUANTITIES and same_quantity(live, wanted))
+    return bool(live == wanted) or (
+        (field in _QUANTITIES or field == _QUANTITY) and same_quantity(live, wanted)
+    )
 
 
 def _has(live: dict[str, Any], key: str, wanted: Any, field: str) -> bool:

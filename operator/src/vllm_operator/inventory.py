@@ -1,25 +1,25 @@
-"""GPUs that are free, kept up to date pod by pod: what nodes offer less what the pods on them ask for."""
+"""What is free on the nodes, kept up to date pod by pod: their offers less what the pods on them ask for."""
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from vllm_operator import names
 from vllm_operator.kinds import Body
 from vllm_operator.render.facts import Node, Taint
+from vllm_operator.render.requests import counted, requested
 
 _KEPT_METADATA = ("name", "namespace", "uid", "resourceVersion")
 
 
 def slim_pod(pod: Body) -> Body:
-    """What is kept of a pod in memory: of strangers the GPUs that they hold, of ours what a status needs."""
+    """What is kept of a pod in memory: of strangers what they hold of a node, of ours what a status needs."""
     meta, spec = pod["metadata"], pod.get("spec") or {}
     kept: Body = {
         "metadata": {key: meta[key] for key in _KEPT_METADATA if key in meta},
         "spec": {"nodeName": spec.get("nodeName", "")},
-        "holds": _asked(spec)
+        "holds": requested(spec)
         if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
         else {},
     }
@@ -38,32 +38,11 @@ def slim_node(node: Body) -> Body:
         "metadata": {key: meta[key] for key in (*_KEPT_METADATA, "labels") if key in meta},
         "taints": spec.get("taints") or [],
         "schedulable": not spec.get("unschedulable") and ready.get("status") == "True",
-        "offers": _extended(status.get("allocatable") or {}),
+        "offers": counted(status.get("allocatable") or {}),
     }
 
 
-def _asked(spec: Body) -> dict[str, int]:
-    """As the scheduler counts: the sum of the containers, or the greatest init container if that is more."""
-    total: dict[str, int] = defaultdict(int)
-    for container in spec.get("containers") or ():
-        for name, count in _extended((container.get("resources") or {}).get("limits") or {}).items():
-            total[name] += count
-    for container in spec.get("initContainers") or ():
-        for name, count in _extended((container.get("resources") or {}).get("limits") or {}).items():
-            total[name] = max(total[name], count)
-    return dict(total)
-
-
-def _extended(resources: Mapping[str, str]) -> dict[str, int]:
-    """Extended resources are whole numbers under a domain; hugepages and such have none."""
-    return {
-        name: int(count)
-        for name, count in resources.items()
-        if "/" in name and re.fullmatch("[0-9]+", str(count))
-    }
-
-
-class GpuLedger:
+class NodeLedger:
     """Counts what pods hold per node; told of every change of a pod, it never reads all of them again."""
 
     def __init__(self) -> None:

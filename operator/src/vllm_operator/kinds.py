@@ -35,11 +35,13 @@ class Kind:
 MODELS = Kind(names.API_VERSION, names.KIND, names.PLURAL)
 DEPLOYMENTS = Kind("apps/v1", "Deployment", "deployments")
 SERVICES = Kind("v1", "Service", "services")
+BUDGETS = Kind("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
+NETWORK_POLICIES = Kind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
 PODS = Kind("v1", "Pod", "pods")
 NODES = Kind("v1", "Node", "nodes", namespaced=False)
 EVENTS = Kind("v1", "Event", "events")
 LEASES = Kind("coordination.k8s.io/v1", "Lease", "leases")
-CHILDREN = (SERVICES, DEPLOYMENTS)
+CHILDREN = (SERVICES, DEPLOYMENTS, BUDGETS, NETWORK_POLICIES)
 
 
 def child_kind(manifest: Mapping[str, Any]) -> Kind:

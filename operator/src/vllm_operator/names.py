@@ -18,6 +18,7 @@ LABEL_MODEL_UID = f"{GROUP}/model-uid"
 LABEL_COMPONENT = "app.kubernetes.io/component"
 ANNOTATION_HASH = f"{GROUP}/manifest-hash"
 ANNOTATION_TEMPLATE_HASH = f"{GROUP}/template-hash"
+ANNOTATION_ROLLOUT = f"{GROUP}/rollout"  # why Auto did not surge
 ANNOTATION_PAUSED = f"{GROUP}/paused"
 
 ENGINE = "engine"  # the container, the component, and the suffix of the children's names

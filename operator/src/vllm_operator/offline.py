@@ -73,24 +73,28 @@ def _json_like(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def complaints(document: Document) -> Iterator[str]:
+def _rendered(document: Document, settings: Settings) -> tuple[dict[str, Any], ...]:
+    return render(parse(document.body, settings.profiles), settings)
+
+
+def complaints(document: Document, settings: Settings) -> Iterator[str]:
     """`file: name: field: reason` for each problem."""
     if document.error:
         yield f"{document.path}: {document.error}"
         return
     try:
-        parse(document.body)
+        _rendered(document, settings)
     except SpecError as error:
         yield from (f"{document.label}: {problem}" for problem in error.problems)
 
 
-def run_validate(paths: list[Path]) -> int:
+def run_validate(paths: list[Path], settings: Settings) -> int:
     found = list(documents(paths))
     if not found:
         return _fail([f"no {names.KIND} found"], WRONG_USE)
     bad = 0
     for document in found:
-        lines = list(complaints(document))
+        lines = list(complaints(document, settings))
         bad += bool(lines)
         if lines:
             _fail(lines, INVALID)
@@ -104,9 +108,9 @@ def run_render(paths: list[Path], settings: Settings) -> int:
     found = list(documents(paths))
     if not found:
         return _fail([f"no {names.KIND} found"], WRONG_USE)
-    if lines := [line for document in found for line in complaints(document)]:
+    if lines := [line for document in found for line in complaints(document, settings)]:
         return _fail(lines, INVALID)
-    sys.stdout.write(to_yaml(body for document in found for body in render(parse(document.body), settings)))
+    sys.stdout.write(to_yaml(body for document in found for body in _rendered(document, settings)))
     return 0
 
 

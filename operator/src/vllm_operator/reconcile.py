@@ -60,11 +60,12 @@ class Reconciler:
             return "gone", None
         meta, before = identify(body), previous_status(body)
         try:
-            model = parse(body)
+            model = parse(body, self._settings.profiles)
+            manifests = render(model, self._settings, self._facts(model))
         except SpecError as error:
             return await self._refuse(meta, before, Refusal(Reason.INVALID_SPEC, str(error)))
         try:
-            return await self._bring(model)
+            return await self._bring(model, manifests)
         except ModelGone:
             for concerned in self._world.fleet.remove(key, meta.uid) - {key}:
                 self._world.enqueue(concerned)  # a short name may have become free
@@ -75,10 +76,8 @@ class Reconciler:
         await self._write(meta, before, observe_refused(meta, before, snapshot, refusal, self._clock.now()))
         return "refused", None
 
-    async def _bring(self, model: VLLMModel) -> tuple[str, float | None]:
-        meta = model.metadata
-        manifests = render(model, self._settings, self._facts(model))
-        refusal = None
+    async def _bring(self, model: VLLMModel, manifests: tuple[Body, ...]) -> tuple[str, float | None]:
+        meta, refusal = model.metadata, None
         try:
             if not model.paused:
                 await self._children.bring(meta, manifests)
@@ -111,19 +110,20 @@ class Reconciler:
             gpu_resource=gpu_resource(model.spec, self._settings),
             granted=self._world.fleet.granted(key),
             refusal=refusal,
-            hint=self._hint(model),
+            hint=self._hint(model, template["spec"]),
+            rollout=wanted["metadata"]["annotations"].get(names.ANNOTATION_ROLLOUT, ""),
         )
 
-    def _hint(self, model: VLLMModel) -> str:
+    def _hint(self, model: VLLMModel, pod: Body) -> str:
         """The node with the most free GPUs: what a person compares the request with."""
         nodes = self._world.nodes()
         if nodes is None or model.spec.gpu_count == 0:
             return ""
         resource = gpu_resource(model.spec, self._settings)
-        fitting = suitable_nodes(model.spec, self._settings, nodes)
+        fitting = suitable_nodes(pod, nodes)
         if not fitting:
             return "No node matches the selectors and taints."
-        best = fitting[0]
+        best = min(fitting, key=lambda node: (-node.free.get(resource, 0), node.name))
         free = max(best.free.get(resource, 0), 0)
         return f"The model asks for {model.spec.gpu_count} per pod; {best.name} has most free: {free}."
 
@@ -164,7 +164,9 @@ def live_deployment(body: Body | None) -> LiveDeployment | None:
         return None
     annotations = body["metadata"].get("annotations") or {}
     return LiveDeployment(
-        annotations.get(names.ANNOTATION_TEMPLATE_HASH, ""), body["spec"].get("strategy") or {}
+        annotations.get(names.ANNOTATION_TEMPLATE_HASH, ""),
+        body["spec"].get("strategy") or {},
+        annotations.get(names.ANNOTATION_ROLLOUT, ""),
     )
 
 

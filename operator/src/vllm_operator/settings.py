@@ -6,6 +6,7 @@ A ConfigMap of the chart holds it (`operator.config`); every key has a default, 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +14,8 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from vllm_operator.api.values import Image, QualifiedName, Section
+from vllm_operator.api.placement import Profile
+from vllm_operator.api.values import HostPath, Image, LabelValue, ProfileName, QualifiedName, Section
 from vllm_operator.errors import SettingsError
 from vllm_operator.names import LEASE_NAME
 
@@ -55,10 +57,60 @@ class GpuSettings(Section):
     """The extended resource of models that name none."""
 
     resource: QualifiedName = Field("nvidia.com/gpu", description="Where a model's gpu.resource is absent.")
+    product_labels: Annotated[Mapping[QualifiedName, QualifiedName], Field(max_length=16)] = Field(
+        {},
+        description="Label of the nodes that gpu.product is compared with, by the resource's domain. Known "
+        "without it: nvidia.com, amd.com, gpu.intel.com.",
+    )
     watch_nodes: bool = Field(
         True,
         description="Count free GPUs from nodes and all pods, for rollouts and messages. Needs the right to "
         "list both; without it the operator works, and Auto rollouts are in place.",
+    )
+
+
+class Peer(Section):
+    """Pods that may reach the engines: those with podLabels, in the namespaces with namespaceLabels."""
+
+    namespace_labels: Annotated[Mapping[QualifiedName, LabelValue], Field(max_length=16)] = Field(
+        {}, description="Labels of the namespaces. Empty: all."
+    )
+    pod_labels: Annotated[Mapping[QualifiedName, LabelValue], Field(max_length=16)] = Field(
+        {}, description="Labels of the pods. Empty: all."
+    )
+
+
+class NetworkPolicySettings(Section):
+    """One NetworkPolicy per model. An engine checks no keys: who reaches it, uses it."""
+
+    allow_from: Annotated[tuple[Peer, ...], Field(max_length=16)] = Field(
+        (),
+        description="Who may open connections to port 8000 of the engines: name the gateway and Prometheus. "
+        "Empty: no NetworkPolicy is made, since the operator cannot know where your Prometheus is.",
+    )
+
+
+class Policy(Section):
+    """What a VLLMModel may ask for, judged on the pod as it would be applied.
+
+    Who may create a VLLMModel must not own the node by it.
+    """
+
+    image_prefixes: Annotated[tuple[Image, ...], Field(max_length=64)] = Field(
+        (),
+        description="Prefixes of the images that models may name, compared as text up to a /, : or @. "
+        "Empty: any. The defaults in images need none.",
+    )
+    host_path_prefixes: Annotated[tuple[HostPath, ...], Field(max_length=64)] = Field(
+        (), description="Folders of the nodes that may be mounted, always read-only. Empty: none."
+    )
+    trust_remote_code: bool = Field(True, description="Whether models may set engine.trustRemoteCode.")
+    pod_template: Literal["none", "safe", "full"] = Field(
+        "safe",
+        description="What spec.podTemplate may do. none: nothing. safe: nothing that reaches the node or the "
+        "API (host namespaces, hostPath, privilege, added capabilities, service accounts, nodeName), nor "
+        "the engine's image and flags. full: all but the operator's own labels and ports, and the folders "
+        "of hostPathPrefixes.",
     )
 
 
@@ -67,6 +119,15 @@ class Settings(Section):
 
     images: Images = Field(Images(), description="Default images.")
     gpu: GpuSettings = Field(GpuSettings(), description="GPUs.")
+    profiles: Annotated[Mapping[ProfileName, Profile], Field(max_length=64)] = Field(
+        {},
+        description="Sets of gpu, resources and scheduling defaults by the name that spec.profile gives. A "
+        "change rolls out to the models that use it.",
+    )
+    policy: Policy = Field(Policy(), description="What models may ask for.")
+    network_policy: NetworkPolicySettings = Field(
+        NetworkPolicySettings(), description="Who may reach the engines."
+    )
     watch_namespaces: tuple[Annotated[str, Field(min_length=1, max_length=63)], ...] = Field(
         (), description="Namespaces whose models are served. Empty: all."
     )

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from vllm_operator import names
 from vllm_operator.clock import Clock
 from vllm_operator.fleet import Fleet
-from vllm_operator.inventory import GpuLedger, slim_node, slim_pod
+from vllm_operator.inventory import NodeLedger, slim_node, slim_pod
 from vllm_operator.kinds import CHILDREN, NODES, PODS, Body, Kind, ObjectKey, is_controlled_by, key_of
 from vllm_operator.names import ModelKey
 from vllm_operator.reflector import Change, Reflector, Source
@@ -35,7 +35,7 @@ class World:
     def __init__(self, source: Source, settings: Settings, clock: Clock) -> None:
         self.fleet = Fleet()
         self.enqueue: Callable[[ModelKey], None] = lambda _key: None
-        self._ledger = GpuLedger()
+        self._ledger = NodeLedger()
         self._pods = _ByModel()
         self._children = {kind: _ByModel() for kind in CHILDREN}
         self._clusterwide = not settings.watch_namespaces

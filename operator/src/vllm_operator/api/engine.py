@@ -32,6 +32,14 @@ class ConfigMapKey(Section):
     key: Annotated[str, text(253, r"^[-._a-zA-Z0-9]+$")] = Field(description="Key in the ConfigMap.")
 
 
+class ChatTemplate(Section):
+    """A Jinja template that turns messages into a prompt."""
+
+    config_map: ConfigMapKey = Field(
+        description="Where it stands. vLLM reads it when it starts: a change takes effect in new pods."
+    )
+
+
 class PodField(Section):
     """A field of the pod, by the downward API."""
 
@@ -136,6 +144,9 @@ class Engine(Section):
     )
     reasoning_parser: Word | None = Field(
         None, description="Parser of reasoning text, for example deepseek_r1."
+    )
+    chat_template: ChatTemplate | None = Field(
+        None, description="Chat template in place of the model's own. Default: the model's."
     )
     trust_remote_code: bool = Field(
         False, description="Run code from the model's repository. Only for sources you trust."

@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from vllm_operator import names
 from vllm_operator.api.flags import extra_args_problems
+from vllm_operator.api.profiles import Profiles, with_profile
 from vllm_operator.api.status import Status
 from vllm_operator.api.v1alpha1 import Metadata, VLLMModel
 from vllm_operator.api.values import DURATION_PATTERN, Section
@@ -54,11 +55,17 @@ def previous_status(body: Mapping[str, Any]) -> Status:
         return Status()
 
 
-def parse(body: Mapping[str, Any]) -> VLLMModel:
-    """Raises SpecError. What it refuses and the API server does not is listed in the reference."""
+NO_PROFILES: Profiles = {}
+
+
+def parse(body: Mapping[str, Any], profiles: Profiles = NO_PROFILES) -> VLLMModel:
+    """Raises SpecError. What it refuses and the API server does not is listed in the reference.
+
+    `profiles` are the platform's; the model that comes back has their defaults in its spec.
+    """
     if problems := tuple(_envelope(body)) or tuple(_nulls(body["spec"], "spec")):
         raise SpecError(problems)
-    document = json.dumps({"metadata": body["metadata"], "spec": body["spec"]})
+    document = json.dumps({"metadata": body["metadata"], "spec": with_profile(body["spec"], profiles)})
     try:
         model = VLLMModel.model_validate_json(document)
     except ValidationError as error:

@@ -7,7 +7,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vllm_operator.api.values import FreeForm, LabelValue, ObjectName, QualifiedName, Quantity, Rule, Section
+from vllm_operator.api.values import (
+    DNS_LABEL,
+    FreeForm,
+    LabelValue,
+    ObjectName,
+    QualifiedName,
+    Quantity,
+    Rule,
+    Section,
+    text,
+)
 
 
 class Gpu(Section):
@@ -24,7 +34,9 @@ class Gpu(Section):
         "pipelineParallelSize, and 0 for device cpu.",
     )
     product: LabelValue | None = Field(
-        None, description="Only on nodes whose label nvidia.com/gpu.product has this value."
+        None,
+        description="Only on nodes whose product label has this value: nvidia.com/gpu.product, "
+        "amd.com/gpu.product-name, gpu.intel.com/product, by the resource's vendor.",
     )
 
 
@@ -36,6 +48,11 @@ class Resources(Section):
 
     requests: ResourceList = Field({}, description="What the scheduler reserves, for example cpu and memory.")
     limits: ResourceList = Field({}, description="What the container may use at most.")
+    shared_memory: Quantity | None = Field(
+        None,
+        description="Most that /dev/shm may hold; it counts as the container's memory. Default: no limit of "
+        "its own.",
+    )
 
     rules = (
         Rule(
@@ -49,6 +66,26 @@ class Resources(Section):
             "GPUs are asked for in spec.gpu",
             lambda resources: not any(name.endswith("/gpu") for name in resources.limits),
             ".limits",
+        ),
+    )
+
+
+class ResourceClaim(Section):
+    """A claim of the pods: https://kubernetes.io/docs/concepts/scheduling-eviction/dynamic-resource-allocation/."""
+
+    name: Annotated[str, text(63, rf"^{DNS_LABEL}$")] = Field(description="Name inside the pod.")
+    resource_claim_name: ObjectName | None = Field(
+        None, description="A ResourceClaim that exists, shared by all pods of the model."
+    )
+    resource_claim_template_name: ObjectName | None = Field(
+        None, description="A ResourceClaimTemplate, from which each pod gets its own."
+    )
+
+    rules = (
+        Rule(
+            "has(self.resourceClaimName) != has(self.resourceClaimTemplateName)",
+            "set either resourceClaimName or resourceClaimTemplateName",
+            lambda claim: (claim.resource_claim_name is None) != (claim.resource_claim_template_name is None),
         ),
     )
 
@@ -105,3 +142,14 @@ class Scheduling(Section):
         None, description="RuntimeClass of the pods, for example nvidia."
     )
     scheduler_name: ObjectName | None = Field(None, description="Scheduler of the pods.")
+
+
+class Profile(Section):
+    """Defaults that a platform gives a name, for models that say spec.profile. What a model sets itself wins.
+
+    nodeSelector, requests and limits are joined key by key; any other field is taken whole.
+    """
+
+    gpu: Gpu = Field(Gpu(), description="Defaults of spec.gpu.")
+    resources: Resources = Field(Resources(), description="Defaults of spec.resources.")
+    scheduling: Scheduling = Field(Scheduling(), description="Defaults of spec.scheduling.")

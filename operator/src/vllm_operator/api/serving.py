@@ -17,7 +17,7 @@ class Rollout(Section):
     strategy: Literal["Auto", "Surge", "InPlace", "Recreate"] = Field(
         "Auto",
         description="Surge starts new pods first, InPlace stops an old one first, Recreate stops all first. "
-        "Auto: Surge where a node has the GPUs to spare, else InPlace.",
+        "Auto: Surge where a node has the GPUs, CPU and memory to spare, else InPlace.",
     )
     drain_timeout: Duration | None = Field(
         None, description="How long running streams may go on in a pod that is to end. Default: 10m."

@@ -11,7 +11,8 @@ from pydantic import AfterValidator, ConfigDict, Field
 
 from vllm_operator import names
 from vllm_operator.api.engine import Engine
-from vllm_operator.api.placement import Gpu, Resources, Scheduling
+from vllm_operator.api.placement import Gpu, ResourceClaim, Resources, Scheduling
+from vllm_operator.api.pod_template import PodTemplate
 from vllm_operator.api.serving import Autoscaling, Gateway, Replicas, Rollout
 from vllm_operator.api.source import MODELS_PATH, HuggingFaceSource, Source
 from vllm_operator.api.status import Status
@@ -20,6 +21,7 @@ from vllm_operator.api.values import (
     Duration,
     Image,
     ObjectName,
+    ProfileName,
     Rule,
     Section,
     duration_rule,
@@ -52,8 +54,8 @@ def _gpus_match(spec: Spec) -> bool:
 def _path_fits_source(spec: Spec) -> bool:
     if spec.source.local is not None:
         return spec.model.startswith("/")
-    if spec.source.volume is not None:
-        return spec.source.volume.path is not None or spec.model.startswith(f"{MODELS_PATH}/")
+    if spec.source.mounted is not None:
+        return spec.source.folder is not None or spec.model.startswith(f"{MODELS_PATH}/")
     return not spec.model.startswith("/")
 
 
@@ -63,7 +65,15 @@ _VOLUME = (
     "!has(self.source) || !has(self.source.volume) || has(self.source.volume.path)"
     f" || self.model.startsWith('{MODELS_PATH}/')"
 )
-_HUB = "(has(self.source) && !has(self.source.huggingFace)) || !self.model.startsWith('/')"
+_HOST_PATH = f"!has(self.source) || !has(self.source.hostPath) || self.model.startsWith('{MODELS_PATH}/')"
+_IMAGE = (
+    "!has(self.source) || !has(self.source.image) || has(self.source.image.path)"
+    f" || self.model.startsWith('{MODELS_PATH}/')"
+)
+_HUB = (
+    "(has(self.source) && !has(self.source.huggingFace) && !has(self.source.s3))"
+    " || !self.model.startsWith('/')"
+)
 
 
 class Spec(Section):
@@ -71,7 +81,7 @@ class Spec(Section):
 
     model: Annotated[str, text(512, r"^[A-Za-z0-9/._~][A-Za-z0-9/._~@:+=-]*$")] = Field(
         description="Hugging Face id such as meta-llama/Llama-3.1-8B-Instruct, or a path "
-        "where source is local or volume."
+        "where the weights are in a folder."
     )
     served_names: Annotated[
         tuple[Annotated[str, text(128, r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$")], ...], AfterValidator(_unique)
@@ -86,6 +96,10 @@ class Spec(Section):
         Source(hugging_face=HuggingFaceSource()),
         description="Where the weights come from. Default: huggingFace.",
     )
+    profile: ProfileName | None = Field(
+        None,
+        description="Name of a set of gpu, resources and scheduling defaults in the operator's settings.",
+    )
     image: Image | None = Field(
         None,
         description="Image of the engine. Default: the operator's settings, and kept when those change.",
@@ -96,6 +110,12 @@ class Spec(Section):
     engine: Engine = Field(Engine(), description="vLLM's own settings.")
     gpu: Gpu = Field(Gpu(), description="The GPUs of each pod.")
     resources: Resources = Field(Resources(), description="CPU and memory of the engine's container.")
+    resource_claims: tuple[ResourceClaim, ...] = Field(
+        (),
+        max_length=16,
+        description="Devices by dynamic resource allocation, instead of gpu.count or beside it.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
     replicas: Replicas | None = Field(
         None,
         description="Pods that serve the model; `kubectl scale` sets it. Default: 1. Not with autoscaling.",
@@ -108,6 +128,9 @@ class Spec(Section):
     rollout: Rollout = Field(Rollout(), description="How a change is brought out.")
     gateway: Gateway = Field(Gateway(), description="How the gateway treats requests for the model.")
     scheduling: Scheduling = Field(Scheduling(), description="Which nodes the pods may run on.")
+    pod_template: PodTemplate | None = Field(
+        None, description="What no other field says about the pods; applied last, judged by settings.policy."
+    )
 
     rules = (
         Rule(
@@ -136,9 +159,21 @@ class Spec(Section):
             ".model",
         ),
         Rule(
+            _IMAGE,
+            f"must be a path under {MODELS_PATH}, or set source.image.path",
+            lambda spec: spec.source.image is None or _path_fits_source(spec),
+            ".model",
+        ),
+        Rule(
+            _HOST_PATH,
+            f"must be a path under {MODELS_PATH}, where source.hostPath is mounted",
+            lambda spec: spec.source.host_path is None or _path_fits_source(spec),
+            ".model",
+        ),
+        Rule(
             _HUB,
-            "is a path, but source is huggingFace: set source.local or source.volume, or give an id",
-            lambda spec: spec.source.hugging_face is None or _path_fits_source(spec),
+            "is a path, but source is huggingFace or s3: set source.local or source.volume, or give an id",
+            lambda spec: (spec.source.hugging_face or spec.source.s3) is None or _path_fits_source(spec),
             ".model",
         ),
         Rule(
@@ -153,15 +188,15 @@ class Spec(Section):
     @property
     def device(self) -> Literal["cuda", "cpu"]:
         if self.engine.device == "auto":
-            return "cpu" if self.gpu.count == 0 else "cuda"
+            return "cpu" if self.gpu.count == 0 and not self.resource_claims else "cuda"
         return self.engine.device
 
     @property
     def gpu_count(self) -> int:
-        """Devices per pod."""
+        """Devices per pod, those of resourceClaims not counted."""
         if self.gpu.count is not None:
             return self.gpu.count
-        if self.device == "cpu":
+        if self.device == "cpu" or self.resource_claims:
             return 0
         return self.engine.tensor_parallel_size * self.engine.pipeline_parallel_size
 

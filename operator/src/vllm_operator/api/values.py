@@ -97,6 +97,9 @@ QualifiedName = Annotated[
 ]
 LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
 Image = Annotated[str, text(512, r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$")]
+# A folder of a node, written without detours.
+HostPath = Annotated[str, text(512, r"^/[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$")]
+ProfileName = Annotated[str, text(63, rf"^{DNS_LABEL}$")]
 Word = Annotated[str, text(63, r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 # An object of the Kubernetes API that is handed on unread; the API server judges it where it is applied.

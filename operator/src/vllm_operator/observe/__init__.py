@@ -45,7 +45,7 @@ class Snapshot:
     """What was read of one model's children, and what was decided for it.
 
     `pods` are all pods with the model's label. `template_hash` is that of the wanted pod template; `hint` is
-    added to InsufficientGPU.
+    added to InsufficientGPU, and `rollout` (why Auto did not surge) to RollingOut.
     """
 
     deployment: Body | None = None
@@ -56,6 +56,7 @@ class Snapshot:
     granted: tuple[str, ...] = ()
     refusal: Refusal | None = None
     hint: str = ""
+    rollout: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ def _verdict(model: VLLMModel, snapshot: Snapshot, now: datetime.datetime) -> _V
     stalled = late or finding.reason in _STALLED_AT_ONCE
     if serving:
         message = f"{len(current)} of {wanted} replicas serve the current spec; {len(serving)} serve in all"
+        message += _in_place(snapshot)
         return _Verdict(True, Reason.ROLLING_OUT, message, finding, stalled)
     return _Verdict(False, finding.reason, finding.message, finding, stalled)
 
@@ -144,11 +146,15 @@ def _progress(snapshot: Snapshot, alive: list[Body]) -> Finding:
     found = [pod_finding(pod, snapshot.gpu_resource) for pod in current if not is_ready(pod)]
     if not found and len(snapshot.pods) > len(alive):
         draining = len(snapshot.pods) - len(alive)
-        return Finding(Reason.DRAINING, f"{draining} pods end before others begin")
+        return Finding(Reason.DRAINING, f"{draining} pods end before others begin{_in_place(snapshot)}")
     finding = worst(found) if found else deployment_finding(snapshot.deployment)
     if finding.reason is Reason.INSUFFICIENT_GPU and snapshot.hint:
         return Finding(finding.reason, f"{finding.message} {snapshot.hint}", finding.since)
     return finding
+
+
+def _in_place(snapshot: Snapshot) -> str:
+    return f"; in place, since {snapshot.rollout}" if snapshot.rollout else ""
 
 
 def _seconds_tried(snapshot: Snapshot, now: datetime.datetime) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from vllm_operator import names
 from vllm_operator.api.source import MODELS_PATH
 from vllm_operator.api.v1alpha1 import Spec, VLLMModel
+from vllm_operator.render.storage import CHAT_TEMPLATE_FILE, CHAT_TEMPLATE_PATH
 
 LATEST = (0, 32, 0)
 SHUTDOWN_TIMEOUT_SINCE = (0, 18, 0)  # https://github.com/vllm-project/vllm/pull/34730
@@ -28,9 +29,11 @@ def engine_version(spec: Spec, image: str) -> Version:
 
 
 def model_argument(spec: Spec) -> str:
-    """What vLLM loads: an id or a path."""
-    if spec.source.volume is not None and spec.source.volume.path is not None:
-        return f"{MODELS_PATH}/{spec.source.volume.path}"
+    """What vLLM loads: an id, a path or a URI."""
+    if spec.source.s3 is not None:
+        return spec.source.s3.uri
+    if spec.source.folder is not None:
+        return f"{MODELS_PATH}/{spec.source.folder}"
     return spec.model
 
 
@@ -58,6 +61,7 @@ def _valued(spec: Spec) -> Iterator[tuple[str, tuple[str, ...]]]:
     engine, hub = spec.engine, spec.source.hugging_face
     values = {
         "--revision": hub.revision if hub else None,
+        "--load-format": "runai_streamer" if spec.source.s3 else None,
         "--runner": engine.runner if engine.runner != "auto" else None,
         "--dtype": engine.dtype if engine.dtype != "auto" else None,
         "--max-model-len": engine.max_model_len,
@@ -71,6 +75,7 @@ def _valued(spec: Spec) -> Iterator[tuple[str, tuple[str, ...]]]:
         "--max-num-seqs": engine.max_num_seqs,
         "--tool-call-parser": engine.tool_call_parser,
         "--reasoning-parser": engine.reasoning_parser,
+        "--chat-template": f"{CHAT_TEMPLATE_PATH}/{CHAT_TEMPLATE_FILE}" if engine.chat_template else None,
     }
     yield from ((flag, (str(value),)) for flag, value in values.items() if value is not None)
 

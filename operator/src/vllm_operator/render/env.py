@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vllm_operator.api.source import SecretKey
+from vllm_operator.api.source import S3Source, SecretKey
 from vllm_operator.api.v1alpha1 import Spec
 from vllm_operator.render.facts import Manifest
 from vllm_operator.render.storage import HOME
@@ -19,6 +19,7 @@ def engine_env(spec: Spec) -> list[Manifest]:
     hub = spec.source.hugging_face
     if hub is not None and hub.token_secret is not None:
         made["HF_TOKEN"] = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": _secret_key(hub.token_secret)}}
+    made |= _bucket_env(spec.source.s3)
     for item in spec.engine.env:
         made[item.name] = item.model_dump(by_alias=True, exclude_none=True)
     return list(made.values())
@@ -26,7 +27,7 @@ def engine_env(spec: Spec) -> list[Manifest]:
 
 def _literals(spec: Spec) -> dict[str, str]:
     offline = {"HF_HUB_OFFLINE": "1"} if spec.source.hugging_face is None else {}
-    hidden = {"NVIDIA_VISIBLE_DEVICES": "void"} if spec.gpu_count == 0 else {}
+    hidden = {"NVIDIA_VISIBLE_DEVICES": "void"} if spec.gpu_count == 0 and not spec.resource_claims else {}
     return {
         "HOME": HOME,
         "VLLM_ENGINE_READY_TIMEOUT_S": str(spec.start_seconds),
@@ -38,6 +39,26 @@ def _literals(spec: Spec) -> dict[str, str]:
         **offline,
         **hidden,
     }
+
+
+def _bucket_env(source: S3Source | None) -> dict[str, Manifest]:
+    """https://docs.vllm.ai/en/stable/models/extensions/runai_model_streamer/"""
+    if source is None:
+        return {}
+    elsewhere = {
+        "AWS_ENDPOINT_URL": source.endpoint,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING": "0",
+    }
+    literals = {**(elsewhere if source.endpoint else {}), "AWS_REGION": source.region}
+    made: dict[str, Manifest] = {
+        key: {"name": key, "value": value} for key, value in literals.items() if value
+    }
+    if source.secret is not None:
+        for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            reference = {"secretKeyRef": {"name": source.secret.name, "key": key}}
+            made[key] = {"name": key, "valueFrom": reference}
+    return made
 
 
 def _secret_key(reference: SecretKey) -> Manifest:

@@ -18,7 +18,7 @@ class Taint:
 
 @dataclass(frozen=True)
 class Node:
-    """A node and its extended resources that no pod has asked for."""
+    """A node and what no pod on it has asked for, in the units of render.requests."""
 
     name: str
     labels: Mapping[str, str]
@@ -33,6 +33,7 @@ class LiveDeployment:
 
     template_hash: str
     strategy: Mapping[str, Any]
+    why: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from vllm_operator.api.v1alpha1 import Spec
 from vllm_operator.render.facts import Facts, Manifest
-from vllm_operator.render.scheduling import spare_gpu_fits
-from vllm_operator.settings import Settings
+from vllm_operator.render.scheduling import shortage
 
 _STEPS: dict[str, tuple[int | str, int | str]] = {  # maxSurge, maxUnavailable
     "Surge": (1, 0),
@@ -14,20 +15,35 @@ _STEPS: dict[str, tuple[int | str, int | str]] = {  # maxSurge, maxUnavailable
 }
 
 
-def deployment_strategy(spec: Spec, settings: Settings, facts: Facts, template_hash: str) -> Manifest:
+@dataclass(frozen=True)
+class Choice:
+    """How the pods of one template are brought out, and why Auto did not surge."""
+
+    strategy: Manifest
+    why: str = ""
+
+
+def rollout_choice(spec: Spec, pod: Manifest, facts: Facts, template_hash: str) -> Choice:
     """Decided once for a pod template: while it is the live one, what was decided stays.
 
     Otherwise free GPUs that come and go would switch a rollout in its middle.
     """
     live, asked = facts.live, spec.rollout.strategy
     if asked == "Auto" and live is not None and live.template_hash == template_hash and live.strategy:
-        return dict(live.strategy)
-    surge, unavailable = _STEPS[auto_strategy(spec, settings, facts) if asked == "Auto" else asked]
-    return {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": surge, "maxUnavailable": unavailable}}
+        return Choice(dict(live.strategy), live.why)
+    why = in_place_because(spec, pod, facts) if asked == "Auto" else ""
+    surge, unavailable = _STEPS[asked if asked != "Auto" else "InPlace" if why else "Surge"]
+    rolling = {"maxSurge": surge, "maxUnavailable": unavailable}
+    return Choice({"type": "RollingUpdate", "rollingUpdate": rolling}, why)
 
 
-def auto_strategy(spec: Spec, settings: Settings, facts: Facts) -> str:
-    """Surge if a spare pod finds its GPUs; on a full pool it would wait for ever. Unknown counts as full."""
-    if spec.gpu_count == 0:
-        return "Surge"
-    return "Surge" if facts.nodes is not None and spare_gpu_fits(spec, settings, facts.nodes) else "InPlace"
+def in_place_because(spec: Spec, pod: Manifest, facts: Facts) -> str:
+    """Empty where Auto surges: a spare pod finds its place. On a full pool it would wait for ever.
+
+    Unknown counts as full for those who ask for GPUs, which are scarce, and as free for others.
+    """
+    if spec.resource_claims:
+        return "whether a claimed device is free, only the scheduler knows"
+    if facts.nodes is None:
+        return "free GPUs are not counted" if spec.gpu_count else ""
+    return shortage(pod, facts.nodes)

@@ -7,9 +7,15 @@ from typing import Any
 
 from vllm_operator.api.v1alpha1 import Spec
 from vllm_operator.render.facts import Manifest, Node, Taint
+from vllm_operator.render.requests import requested
 from vllm_operator.settings import Settings
 
-PRODUCT_LABEL = "nvidia.com/gpu.product"
+# What the vendors' node labellers write, by the domain of the resource.
+PRODUCT_LABELS = {
+    "nvidia.com": "nvidia.com/gpu.product",
+    "amd.com": "amd.com/gpu.product-name",
+    "gpu.intel.com": "gpu.intel.com/product",
+}
 
 
 def gpu_resource(spec: Spec, settings: Settings) -> str:
@@ -22,13 +28,21 @@ def container_resources(spec: Spec, settings: Settings) -> Manifest:
     if spec.gpu_count:
         limits[gpu_resource(spec, settings)] = spec.gpu_count
     parts = {"limits": limits, "requests": dict(spec.resources.requests)}
-    return {
+    found: Manifest = {
         name: {key: str(value) for key, value in sorted(part.items())} for name, part in parts.items() if part
     }
+    claims = [{"name": claim.name} for claim in spec.resource_claims]
+    return found | ({"claims": claims} if claims else {})
 
 
-def node_selector(spec: Spec) -> dict[str, str]:
-    product = {PRODUCT_LABEL: spec.gpu.product} if spec.gpu.product else {}
+def product_label(spec: Spec, settings: Settings) -> str:
+    """The same for all of a vendor's resources: nvidia.com/mig-1g.5gb and nvidia.com/gpu.shared too."""
+    vendor = gpu_resource(spec, settings).split("/", 1)[0]
+    return settings.gpu.product_labels.get(vendor) or PRODUCT_LABELS.get(vendor, f"{vendor}/gpu.product")
+
+
+def node_selector(spec: Spec, settings: Settings) -> dict[str, str]:
+    product = {product_label(spec, settings): spec.gpu.product} if spec.gpu.product else {}
     return {**spec.scheduling.node_selector, **product}
 
 
@@ -38,7 +52,7 @@ def tolerations(spec: Spec, settings: Settings) -> list[Manifest]:
         item.model_dump(by_alias=True, exclude_none=True, exclude_unset=True)
         for item in spec.scheduling.tolerations
     ]
-    if spec.gpu_count:
+    if spec.gpu_count or spec.resource_claims:
         vendor = gpu_resource(spec, settings).split("/", 1)[0]
         usual = {"key": f"{vendor}/gpu", "operator": "Exists", "effect": "NoSchedule"}
         own += [usual] if usual not in own else []
@@ -48,9 +62,11 @@ def tolerations(spec: Spec, settings: Settings) -> list[Manifest]:
 def pod_placement(spec: Spec, settings: Settings) -> Manifest:
     """The fields of a pod's spec that decide on its node; those that are empty are left out."""
     scheduling = spec.scheduling
+    claims = [claim.model_dump(by_alias=True, exclude_none=True) for claim in spec.resource_claims]
     fields: dict[str, Any] = {
-        "nodeSelector": node_selector(spec),
+        "nodeSelector": node_selector(spec, settings),
         "tolerations": tolerations(spec, settings),
+        "resourceClaims": claims,
         "affinity": scheduling.affinity,
         "topologySpreadConstraints": list(scheduling.topology_spread_constraints),
         "priorityClassName": scheduling.priority_class_name,
@@ -60,24 +76,29 @@ def pod_placement(spec: Spec, settings: Settings) -> Manifest:
     return {name: value for name, value in fields.items() if value}
 
 
-def suitable_nodes(spec: Spec, settings: Settings, nodes: Iterable[Node]) -> list[Node]:
-    """Nodes that the pods may run on by selector and taints, most free GPUs first. Affinity is not judged."""
-    selector, tolerated = node_selector(spec), tolerations(spec, settings)
-    fitting = [
+def suitable_nodes(pod: Manifest, nodes: Iterable[Node]) -> list[Node]:
+    """Nodes that a pod (its spec) may run on by selector and taints. Affinity is not judged."""
+    selector, tolerated = pod.get("nodeSelector") or {}, pod.get("tolerations") or []
+    return [
         node
         for node in nodes
         if node.schedulable
         and all(node.labels.get(key) == value for key, value in selector.items())
         and all(_tolerated(taint, tolerated) for taint in node.taints)
     ]
-    resource = gpu_resource(spec, settings)
-    return sorted(fitting, key=lambda node: (-node.free.get(resource, 0), node.name))
 
 
-def spare_gpu_fits(spec: Spec, settings: Settings, nodes: Iterable[Node]) -> bool:
-    """Whether one more pod finds its GPUs on one node now."""
-    suitable = suitable_nodes(spec, settings, nodes)
-    return bool(suitable) and suitable[0].free.get(gpu_resource(spec, settings), 0) >= spec.gpu_count
+def shortage(pod: Manifest, nodes: Iterable[Node]) -> str:
+    """Why one more such pod finds no place now; empty where it does."""
+    suitable = suitable_nodes(pod, nodes)
+    if not suitable:
+        return "no node matches the selectors and taints"
+    asked = requested(pod)
+    lacking = [[name for name, count in asked.items() if count > node.free.get(name, 0)] for node in suitable]
+    nearest, node = min(zip(lacking, suitable, strict=True), key=lambda pair: (len(pair[0]), pair[1].name))
+    if not nearest:
+        return ""
+    return f"no node has room for one more pod; {node.name} lacks free {' and '.join(sorted(nearest))}"
 
 
 def _tolerated(taint: Taint, tolerated: Iterable[Mapping[str, Any]]) -> bool:

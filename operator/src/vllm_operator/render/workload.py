@@ -1,16 +1,20 @@
-"""Deployment and Service of a model, and what every child has: owner, labels, a hash of what was rendered."""
+"""The children of a model, and what each has: owner, labels, a hash of what was rendered."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 
 from vllm_operator import names
 from vllm_operator.api.v1alpha1 import VLLMModel
+from vllm_operator.errors import SpecError
 from vllm_operator.render.facts import Facts, Manifest
+from vllm_operator.render.merge import merged
 from vllm_operator.render.pod import pod_template, termination_grace_seconds
-from vllm_operator.render.rollout import deployment_strategy
-from vllm_operator.settings import Settings
+from vllm_operator.render.policy import Review, policy_problems
+from vllm_operator.render.rollout import rollout_choice
+from vllm_operator.settings import Peer, Settings
 
 PROGRESS_SLACK_SECONDS = 60
 
@@ -33,17 +37,15 @@ def engine_image(model: VLLMModel, settings: Settings, facts: Facts) -> str:
 
 def deployment_manifest(model: VLLMModel, settings: Settings, facts: Facts) -> Manifest:
     spec = model.spec
-    template = pod_template(model, settings, engine_image(model, settings, facts))
-    template_hash = digest(template)
-    template["metadata"]["annotations"] = {
-        names.ANNOTATION_TEMPLATE_HASH: template_hash
-    }  # tells pods' revisions
+    template, template_hash = checked_template(model, settings, facts)
     manifest = _child("apps/v1", "Deployment", model)
-    manifest["metadata"]["annotations"] = {names.ANNOTATION_TEMPLATE_HASH: template_hash}
+    choice = rollout_choice(spec, template["spec"], facts, template_hash)
+    said = {names.ANNOTATION_ROLLOUT: choice.why} if choice.why else {}
+    manifest["metadata"]["annotations"] = {names.ANNOTATION_TEMPLATE_HASH: template_hash, **said}
     manifest["spec"] = {
         "replicas": spec.wanted_replicas,
         "selector": {"matchLabels": names.selector_labels(model.metadata.name)},
-        "strategy": deployment_strategy(spec, settings, facts, template_hash),
+        "strategy": choice.strategy,
         "progressDeadlineSeconds": spec.start_seconds
         + termination_grace_seconds(spec)
         + PROGRESS_SLACK_SECONDS,
@@ -51,6 +53,31 @@ def deployment_manifest(model: VLLMModel, settings: Settings, facts: Facts) -> M
         "template": template,
     }
     return manifest
+
+
+def checked_template(model: VLLMModel, settings: Settings, facts: Facts) -> tuple[Manifest, str]:
+    """The pod template with spec.podTemplate over it, and its hash, which tells pods' revisions.
+
+    Raises SpecError where it is outside settings.policy.
+    """
+    spec, image = model.spec, engine_image(model, settings, facts)
+    base = pod_template(model, settings, image)
+    patch = spec.pod_template.model_dump(by_alias=True, exclude_unset=True) if spec.pod_template else {}
+    template: Manifest = merged(base, patch)
+    review = Review(
+        policy=settings.policy,
+        base=base,
+        merged=template,
+        default_image="" if spec.image else image,
+        has_template=bool(patch),
+        trusts_remote_code=spec.engine.trust_remote_code,
+    )
+    if problems := tuple(policy_problems(review)):
+        raise SpecError(problems)
+    template_hash = digest(template)
+    meta = template["metadata"]
+    marks = {**meta.get("annotations", {}), names.ANNOTATION_TEMPLATE_HASH: template_hash}
+    return {**template, "metadata": {**meta, "annotations": marks}}, template_hash
 
 
 def service_manifest(model: VLLMModel) -> Manifest:
@@ -65,6 +92,38 @@ def service_manifest(model: VLLMModel) -> Manifest:
         "type": "ClusterIP",
         "selector": names.selector_labels(model.metadata.name),
         "ports": [port],
+    }
+    return manifest
+
+
+def budget_manifest(model: VLLMModel) -> Manifest:
+    """When nodes are drained, one pod after the other goes; one that does not serve holds nobody up.
+
+    https://kubernetes.io/docs/tasks/run-application/configure-pdb/#unhealthy-pod-eviction-policy
+    """
+    manifest = _child("policy/v1", "PodDisruptionBudget", model)
+    manifest["spec"] = {
+        "maxUnavailable": 1,
+        "selector": {"matchLabels": names.selector_labels(model.metadata.name)},
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",
+    }
+    return manifest
+
+
+def network_policy_manifest(model: VLLMModel, peers: Iterable[Peer]) -> Manifest:
+    """Ingress alone: an engine downloads its weights from wherever the spec says."""
+    manifest = _child("networking.k8s.io/v1", "NetworkPolicy", model)
+    allowed = [
+        {
+            "namespaceSelector": {"matchLabels": dict(peer.namespace_labels)},
+            "podSelector": {"matchLabels": dict(peer.pod_labels)},
+        }
+        for peer in peers
+    ]
+    manifest["spec"] = {
+        "podSelector": {"matchLabels": names.selector_labels(model.metadata.name)},
+        "policyTypes": ["Ingress"],
+        "ingress": [{"from": allowed, "ports": [{"port": names.ENGINE_PORT, "protocol": "TCP"}]}],
     }
     return manifest
 
