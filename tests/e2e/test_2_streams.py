@@ -88,7 +88,8 @@ def test_a_client_that_leaves_frees_the_engine(gateway: int, smollm2: str, path:
     name = pod["metadata"]["name"]
     body = ENDLESS if path.startswith("/v1") else {**LONG, "max_tokens": 1500}
     with httpx.stream("POST", f"http://127.0.0.1:{gateway}{path}", json=body, timeout=60) as response:
-        next(response.iter_lines())
+        lines = response.iter_lines()  # kept: httpx closes the connection when its iterator is collected
+        next(lines)
         # vLLM's gauge follows its engine's steps with some delay.
         cluster.eventually(lambda: cluster.running_requests(name) == 1, "the request runs", 5, every=0.05)
     left = time.monotonic()
