@@ -88,9 +88,11 @@ class Gateway:
             key = os.environ.get("VLLM_API_KEY") or None
             return StaticSource(settings.backends, self.holder, self.client, settings.refresh_interval, key)
         # Only here, since it takes 55 MB: a gateway with static backends needs none of it.
+        from vllm_gateway.discovery.engine_keys import MasterKey
         from vllm_gateway.discovery.kubernetes import KubernetesSource
 
-        return KubernetesSource(self.holder, settings.watch_namespaces)
+        master = MasterKey(settings.engine_keys.master_key_file)
+        return KubernetesSource(self.holder, settings.watch_namespaces, master)
 
     async def start(self) -> None:
         await self.keyring.start()

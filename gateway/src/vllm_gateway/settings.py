@@ -178,6 +178,13 @@ class AuthSettings(_Section):
     """Whether requests without a key are served too; a wrong key is refused all the same."""
 
 
+class EngineKeySettings(_Section):
+    """Keys that engines in the cluster ask for; static backends have `apiKeyFile`."""
+
+    master_key_file: str | None = None
+    """A file with the master key that each model's key is derived from; read again when it changes."""
+
+
 class CacheSettings(_Section):
     """Answers of repeated deterministic requests, for models whose `spec.gateway.responseCache` says so."""
 
@@ -248,6 +255,8 @@ class Settings(_Section):
     """How many requests run and wait."""
     auth: AuthSettings = AuthSettings()
     """Who may call."""
+    engine_keys: EngineKeySettings = EngineKeySettings()
+    """What the gateway shows the engines."""
     response_cache: CacheSettings = CacheSettings()
     """Answers that are kept."""
     redis: RedisSettings = RedisSettings()
