@@ -119,8 +119,8 @@ class EngineKeySettings(Section):
 
     secret: Annotated[str, Field(max_length=63)] = Field(
         "",
-        description="Secret with the master key, in the operator's own namespace; the operator makes it if it "
-        "is absent. Each engine asks for a key derived from it. Empty: engines ask for none.",
+        description="Secret with the master key, in the operator's own namespace; the operator makes it if "
+        "it is absent. Each engine asks for a key derived from it. Empty: engines ask for none.",
     )
 
 
