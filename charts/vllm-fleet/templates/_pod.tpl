@@ -57,6 +57,10 @@ volumes:
   - name: engine-keys
     secret: {secretName: {{ include "vllm-fleet.engineKeySecret" .root }}}
   {{- end }}
+  {{- if and (eq .component "gateway") .root.Values.gateway.tls.secretName }}
+  - name: tls
+    secret: {secretName: {{ .root.Values.gateway.tls.secretName }}}
+  {{- end }}
 {{- end }}
 
 {{- /* Everything of the one container but its name, arguments and ports. Starting takes seconds; the budget is a minute. */ -}}
@@ -98,5 +102,8 @@ volumeMounts:
   {{- end }}
   {{- if and (eq .component "gateway") (include "vllm-fleet.engineKeySecret" .root) }}
   - {name: engine-keys, mountPath: /etc/vllm-fleet-engine-keys, readOnly: true}
+  {{- end }}
+  {{- if and (eq .component "gateway") .root.Values.gateway.tls.secretName }}
+  - {name: tls, mountPath: /etc/vllm-fleet-tls, readOnly: true}
   {{- end }}
 {{- end }}

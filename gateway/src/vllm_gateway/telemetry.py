@@ -57,6 +57,7 @@ class Readings(Collector):
         self.queued: Callable[[], Mapping[str, int]] = dict
         self.ejected: Callable[[], Mapping[str, int]] = dict
         self.key_problem: Callable[[], str] = str
+        self.certificate_problem: Callable[[], str] = str
         self.connections: Callable[[], int] = int
         self.table_age: Callable[[], float] = float
 
@@ -68,6 +69,11 @@ class Readings(Collector):
             "vllm_gateway_key_file_failed",
             "1 while the file of API keys cannot be read and older keys are in force.",
             value=float(bool(self.key_problem())),
+        )
+        yield GaugeMetricFamily(
+            "vllm_gateway_certificate_failed",
+            "1 while the TLS certificate's files cannot be read and an older certificate is in force.",
+            value=float(bool(self.certificate_problem())),
         )
         yield GaugeMetricFamily(
             "vllm_gateway_connections", "Open connections of callers.", value=self.connections()
