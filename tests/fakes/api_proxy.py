@@ -16,7 +16,6 @@ wait for kubectl. The client speaks plain HTTP to it; `open_session` brings TLS 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import threading
 import time
@@ -115,8 +114,9 @@ class ApiProxy:
             await self._ended.wait()
             self._abort_all()
             await runner.cleanup()
-            if self._session.connector is not None:  # else TLS says good-bye after the loop has ended
+            if self._session.connector is not None:
                 await self._session.connector.close(abort_ssl=True)
+            await asyncio.sleep(0)  # what was aborted is closed in the loop's next turn
 
     # What a test says
 
@@ -196,9 +196,14 @@ class ApiProxy:
             response = web.StreamResponse(status=upstream.status)
             response.content_type = upstream.content_type
             await response.prepare(request)
-            with contextlib.suppress(ConnectionError):  # the client is gone, or was cut off
+            try:
                 async for piece in upstream.content.iter_any():
                     await self._joined.wait()
                     await response.write(piece)
                 await response.write_eof()
+            except ConnectionError:  # the client is gone, or was cut off
+                pass
+            finally:
+                if upstream.connection is not None and upstream.connection.transport is not None:
+                    upstream.connection.transport.abort()  # not at its end: no good-bye of TLS
             return response
