@@ -25,8 +25,10 @@ def understand(body: bytes, content_type: bytes, table: Table, default: str | No
     changes, strip = _ask_for_usage(body, form) if stream else ([], False)
 
     def body_for(model: Model) -> bytes:
-        if name is None or name == model.upstream_name:
+        if name == model.upstream_name or (name is None and not model.adapter):
             return splice(body, changes) if changes else body
+        if name is None:
+            return splice(body, [*changes, form.addition("model", model.upstream_name)])
         return splice(body, [*changes, (form.fields["model"], model.upstream_name.encode())])
 
     kind = f'multipart/form-data; boundary="{boundary.decode("ascii")}"'

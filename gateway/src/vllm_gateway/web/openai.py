@@ -63,9 +63,12 @@ def understand(
     model_span = spans.get("model")
 
     def body_for(model: Model) -> bytes:
-        if model_span is None or name == model.upstream_name:
+        if name == model.upstream_name or (name is None and not model.adapter):
             return envelope.splice(body, changes) if changes else body
-        return envelope.splice(body, [*changes, (model_span, json.dumps(model.upstream_name).encode())])
+        engines_name = json.dumps(model.upstream_name).encode()
+        if model_span is None:
+            return envelope.splice(body, [envelope.prepend(body, b'"model":' + engines_name), *changes])
+        return envelope.splice(body, [*changes, (model_span, engines_name)])
 
     public = name or models[0].public_name
     return Request(public, models, stream, strip, body_for, lambda: _prefix(body, spans))
