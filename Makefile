@@ -20,7 +20,7 @@ demo-down: ## Remove the demo and the cluster it made
 ##@ Develop (Python only)
 .PHONY: setup lock fmt lint test bench generate verify run-gateway
 setup: .venv/ready ## Make .venv with every pinned dependency and both packages
-.venv/ready: requirements/dev.txt gateway/pyproject.toml operator/pyproject.toml
+.venv/ready: requirements/dev.txt tests/javascript/package-lock.json gateway/pyproject.toml operator/pyproject.toml
 	$(PYTHON) hack/setup_venv.py
 
 lock: ## Pin requirements/*.in again, with hashes and without index addresses

@@ -61,9 +61,10 @@ def splice(body: bytes, changes: Iterable[tuple[Span, bytes]]) -> bytes:
 
 
 def prepend(body: bytes, member: bytes) -> tuple[Span, bytes]:
-    """The change that adds a member (`"key":value`) to an object that has at least one."""
+    """The change that adds a member (`"key":value`) to an object."""
     at = body.index(b"{") + 1
-    return Span(at, at), member + b","
+    empty = body[_space(body, at) : _space(body, at) + 1] == b"}"
+    return Span(at, at), member if empty else member + b","
 
 
 def decode(body: bytes, span: Span, key: str) -> object:

@@ -7,6 +7,8 @@ from typing import Protocol
 
 from vllm_gateway.errors import GatewayError
 
+_ANTHROPIC_CACHE = ("cache_read_input_tokens", "cache_creation_input_tokens")
+
 
 @dataclass(slots=True)
 class Account:
@@ -20,8 +22,15 @@ class Account:
     done: bool = False
 
     def read_usage(self, usage: object) -> None:
-        """A usage object of vLLM or OpenAI; anything else is ignored."""
-        if isinstance(usage, dict):
+        """A usage object of vLLM, OpenAI or Anthropic; anything else is ignored."""
+        if not isinstance(usage, dict):
+            return
+        if "input_tokens" in usage:
+            # Anthropic counts what a cache had beside its `input_tokens`, OpenAI within them.
+            cached = sum(_count(usage.get(key), 0) for key in _ANTHROPIC_CACHE)
+            self.prompt_tokens = _count(usage["input_tokens"], self.prompt_tokens) + cached
+            self.completion_tokens = _count(usage.get("output_tokens"), self.completion_tokens)
+        else:
             self.prompt_tokens = _count(usage.get("prompt_tokens"), self.prompt_tokens)
             self.completion_tokens = _count(usage.get("completion_tokens"), self.completion_tokens)
 

@@ -8,19 +8,52 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from vllm_gateway.web.chat import ChatRequest, ChatResponse
-from vllm_gateway.web.openai import ROUTES
+from vllm_gateway.web.routes import ANTHROPIC, CHAT, ROUTES, Route
 
 _REF = "#/components/schemas/{model}"
 _ERRORS = {
-    "400": "The body is not understood; `param` names the field.",
+    "400": "The body is not understood; the message names the field.",
     "401": "The API key is missing or wrong, where keys are used.",
     "403": "The API key may not use this model; the message lists those that it may.",
-    "404": "No such model; the message lists those that are served.",
+    "404": "No such model, with a list of those that are served; or its engine does not offer the route.",
+    "408": "The body did not arrive in time.",
     "413": "The body is too large.",
+    "415": "The body has another content type.",
+    "422": "The engine understood the body and cannot do what it says.",
     "429": "The key's limits are used up, or too many wait for the model; see Retry-After.",
+    "500": "The gateway failed; its log says why.",
     "502": "The engine failed.",
     "503": "The model is not ready, or no place came free in time; the message says why; see Retry-After.",
     "504": "The engine was too slow.",
+}
+_TEXT = {"type": "string"}
+_OPENAI_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "code"],
+            "properties": {
+                "message": _TEXT,
+                "type": _TEXT,
+                "code": {"type": ["string", "integer", "null"]},
+                "param": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+_ANTHROPIC_ERROR = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": _TEXT, "message": _TEXT, "code": _TEXT},
+        },
+    },
 }
 
 
@@ -31,44 +64,52 @@ def describe_relayed_routes(api: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         if api.openapi_schema is None:
             document = without()
-            document["paths"] |= _paths()
+            document["paths"] |= {path: _post(path, route) for path, route in ROUTES.items()}
             document.setdefault("components", {}).setdefault("schemas", {}).update(_schemas())
         return api.openapi_schema or {}
 
     api.openapi = openapi  # type: ignore[method-assign]
 
 
-def _paths() -> dict[str, Any]:
-    chat_body = {"$ref": _REF.format(model="ChatRequest")}
-    answer = {"application/json": {"schema": {"$ref": _REF.format(model="ChatResponse")}}}
-    events = {"text/event-stream": {"schema": {"type": "string"}}}
-    paths: dict[str, Any] = {
-        "/chat": _post("chat", "One answer, whole.", chat_body, answer),
-        "/chat/stream": _post("chat", "One answer as events, a token each.", chat_body, events),
-    }
-    for path in ROUTES:
-        text = "OpenAI-compatible; the body goes to vLLM as it is."
-        anything = {"application/json": {"schema": {"type": "object"}}, **events}
-        paths[path] = _post("openai", text, {"type": "object"}, anything)
-    return paths
-
-
-def _post(tag: str, summary: str, body: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
-    responses: dict[str, Any] = {"200": {"description": "The answer.", "content": answer}}
-    responses |= {code: {"description": text} for code, text in _ERRORS.items()}
-    content = {"application/json": {"schema": body}}
+def _post(path: str, route: Route) -> dict[str, Any]:
+    schema = _REF.format(model="AnthropicError" if route.family is ANTHROPIC else "Error")
+    error = {"application/json": {"schema": {"$ref": schema}}}
+    responses: dict[str, Any] = {"200": {"description": "The answer.", "content": _answer(path, route)}}
+    responses |= {code: {"description": text, "content": error} for code, text in _ERRORS.items()}
     return {
         "post": {
-            "tags": [tag],
-            "summary": summary,
-            "requestBody": {"required": True, "content": content},
+            "tags": [route.family.name],
+            "summary": route.summary,
+            "operationId": path.strip("/").replace("/", "_"),
+            "requestBody": {"required": True, "content": _body(route)},
             "responses": responses,
         }
     }
 
 
+def _body(route: Route) -> dict[str, Any]:
+    if route.form:
+        fields = {"file": {"type": "string", "format": "binary"}, "model": _TEXT, "stream": _TEXT}
+        form = {"type": "object", "required": ["file"], "properties": fields}
+        return {"multipart/form-data": {"schema": form}}
+    if route.family is CHAT:
+        return {"application/json": {"schema": {"$ref": _REF.format(model="ChatRequest")}}}
+    properties: dict[str, Any] = {"model": {**_TEXT, "minLength": 1, "maxLength": 256}}
+    if route.streams:
+        properties["stream"] = {"type": "boolean"}
+    return {"application/json": {"schema": {"type": "object", "properties": properties}}}
+
+
+def _answer(path: str, route: Route) -> dict[str, Any]:
+    whole: dict[str, Any] = {"type": "object"}
+    if route.family is CHAT:
+        whole = {"$ref": _REF.format(model="ChatResponse")}
+    answer = {} if path == "/chat/stream" else {"application/json": {"schema": whole}}
+    return answer | ({"text/event-stream": {"schema": _TEXT}} if route.streams else {})
+
+
 def _schemas() -> dict[str, Any]:
-    schemas: dict[str, Any] = {}
+    schemas: dict[str, Any] = {"Error": _OPENAI_ERROR, "AnthropicError": _ANTHROPIC_ERROR}
     models: tuple[type[BaseModel], ...] = (ChatRequest, ChatResponse)
     for model in models:
         schema = model.model_json_schema(ref_template=_REF)

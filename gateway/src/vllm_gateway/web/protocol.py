@@ -17,7 +17,7 @@ from typing import Any, Protocol, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from vllm_gateway.errors import GatewayError, openai_error
+from vllm_gateway.errors import GatewayError, openai_body
 from vllm_gateway.settings import RequestLimits
 
 _LINGER_SECONDS = 1.0
@@ -201,7 +201,7 @@ def _head_too_large(limits: RequestLimits) -> GatewayError:
 
 
 def _response(error: GatewayError) -> bytes:
-    body = json.dumps({"error": openai_error(error)}).encode()
+    body = json.dumps(openai_body(error)).encode()
     head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
     return STATUS_LINE[error.status] + head + body
 
