@@ -18,7 +18,7 @@ Files = dict[Path, str]
 KIND_ORDER = (
     *("Namespace", "CustomResourceDefinition", "ServiceAccount", "ConfigMap"),
     *("ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"),
-    *("Service", "Deployment", "PodDisruptionBudget"),
+    *("NetworkPolicy", "Service", "Deployment", "PodDisruptionBudget"),
 )
 HELM_LABELS = ("helm.sh/chart", "app.kubernetes.io/managed-by")
 INSTALL_HEADER = """\
@@ -92,10 +92,15 @@ def install_manifest(generated: Files) -> Files:
         write(Path(folder), {path.relative_to(CHART.parent): text for path, text in generated.items()})
         rendered = helm.manifests(helm.find_helm(chart).template({}, release))
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": release.namespace}}
-    objects = [namespace, *(_without_helm(manifest) for manifest in rendered)]
+    objects = [namespace, *(_without_helm(manifest) for manifest in rendered if not _is_hook(manifest))]
     objects.sort(key=lambda manifest: (KIND_ORDER.index(manifest["kind"]), manifest["metadata"]["name"]))
     documents = (f"---\n{dump(manifest)}" for manifest in objects)
     return {Path("k8s/install.yaml"): INSTALL_HEADER + "".join(documents)}
+
+
+def _is_hook(manifest: helm.Manifest) -> bool:
+    """Whether only Helm would know what to do with it."""
+    return "helm.sh/hook" in manifest["metadata"].get("annotations", {})
 
 
 def _without_helm(manifest: helm.Manifest) -> helm.Manifest:

@@ -48,9 +48,9 @@ volumes:
     configMap: {name: {{ include "vllm-fleet.name" . }}}
   - name: tmp
     emptyDir: {sizeLimit: 64Mi}
-  {{- range $index, $secret := $values.secrets }}
+  {{- range $index, $name := include "vllm-fleet.secretNames" . | fromYamlArray }}
   - name: secret-{{ $index }}
-    secret: {secretName: {{ $secret.name }}}
+    secret: {secretName: {{ $name }}}
   {{- end }}
 {{- end }}
 
@@ -88,7 +88,19 @@ securityContext:
 volumeMounts:
   - {name: config, mountPath: /etc/vllm-fleet, readOnly: true}
   - {name: tmp, mountPath: /tmp}
-  {{- range $index, $secret := $values.secrets }}
-  - {name: secret-{{ $index }}, mountPath: /etc/vllm-fleet-secrets/{{ $secret.name }}, readOnly: true}
+  {{- range $index, $name := include "vllm-fleet.secretNames" . | fromYamlArray }}
+  - {name: secret-{{ $index }}, mountPath: {{ include "vllm-fleet.secretPath" $name }}, readOnly: true}
   {{- end }}
+{{- end }}
+
+{{- /* The Secrets that a component's pods mount, each once. */ -}}
+{{- define "vllm-fleet.secretNames" -}}
+{{- $values := index .root.Values .component -}}
+{{- $names := list $values.keysSecret -}}
+{{- range $values.secrets }}{{ $names = append $names .name }}{{ end -}}
+{{- $names | compact | uniq | toYaml -}}
+{{- end }}
+
+{{- define "vllm-fleet.secretPath" -}}
+/etc/vllm-fleet-secrets/{{ . }}
 {{- end }}
