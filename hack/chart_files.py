@@ -12,6 +12,7 @@ import yaml
 
 import chart_values
 import helm
+import json_schema
 
 CHART = helm.CHART.relative_to(helm.ROOT)
 Files = dict[Path, str]
@@ -81,6 +82,16 @@ def values_schema(operator: chart_values.Schema, gateway: chart_values.Schema) -
     definitions = {"operatorConfig": operator, "gatewayConfig": gateway | computed_from}
     schema = chart_values.values_schema(values, definitions, moved)
     return {CHART / "values.schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n"}
+
+
+def models_schema(crd: helm.Manifest) -> Files:
+    """values.schema.json of vllm-models, with the definition's own schema of a spec."""
+    (version,) = crd["spec"]["versions"]
+    spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    values = chart_values.read_values((helm.MODELS_CHART / "values.yaml").read_text())
+    schema = chart_values.values_schema(values, {"model": json_schema.plain_json_schema(spec)}, {})
+    path = helm.MODELS_CHART.relative_to(helm.ROOT) / "values.schema.json"
+    return {path: json.dumps(schema, indent=2, ensure_ascii=False) + "\n"}
 
 
 def install_manifest(generated: Files) -> Files:
