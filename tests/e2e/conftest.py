@@ -7,8 +7,7 @@ from pathlib import Path
 
 import cluster
 import pytest
-
-HELM_WAIT = "5m"
+import releases
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -18,29 +17,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.e2e)
 
 
-def install_chart() -> None:
-    cluster.run(
-        cluster.tool("helm"),
-        *("upgrade", "--install", "vllm-fleet", str(cluster.ROOT / "charts" / "vllm-fleet")),
-        *("--namespace", cluster.SYSTEM_NAMESPACE, "--create-namespace", "--wait", "--timeout", HELM_WAIT),
-        *("--set", "gateway.config.shutdownDelay=5s"),
-    )
-
-
 @pytest.fixture(scope="session")
 def release() -> None:
     """The chart, installed as a user would, in a namespace that enforces Pod Security `restricted`."""
     assert cluster.has_kubeconfig(), "KUBECONFIG names no cluster: run `make test-e2e`"
-    manifest = {
-        "apiVersion": "v1",
-        "kind": "Namespace",
-        "metadata": {
-            "name": cluster.SYSTEM_NAMESPACE,
-            "labels": {"pod-security.kubernetes.io/enforce": "restricted"},
-        },
-    }
-    cluster.apply(manifest)
-    install_chart()
+    cluster.apply(releases.namespace(cluster.SYSTEM_NAMESPACE))
+    releases.install()
 
 
 @pytest.fixture(scope="session")
