@@ -21,12 +21,8 @@ from vllm_operator.render import render
 from vllm_operator.settings import Settings
 
 FILES = sorted((helm.ROOT / "k8s" / "examples").glob("*.yaml"))
-MODELS = [
-    pytest.param(body, id=f"{file.name}:{body['metadata']['name']}")
-    for file in FILES
-    for body in yaml.safe_load_all(file.read_text())
-]
-BODIES = [model.values[0] for model in MODELS]
+BODIES: list[Any] = [body for file in FILES for body in yaml.safe_load_all(file.read_text())]
+MODELS = [pytest.param(body, id=body["metadata"]["name"]) for body in BODIES]
 
 
 def by_name(name: str) -> Any:

@@ -1,6 +1,6 @@
 """What the operator renders is what the gateway finds: operator and gateway against one API server.
 
-Proves, for each example in k8s/examples: the slices that Kubernetes makes from the rendered Service are
+Proves, for each model in k8s/examples: the slices that Kubernetes makes from the rendered Service are
 taken for the model's own; a request by each name reaches the endpoint, under a name that the rendered engine
 answers to; and a slice of a namesake with another uid, as after delete and create, is not taken. Real sockets
 all the way; the pod is a fake engine, and the endpointslice controller's copying of labels is done here as
@@ -26,6 +26,7 @@ from vllm_gateway.app import Gateway, Server
 from vllm_gateway.settings import Settings
 from vllm_operator.api.parsing import parse
 from vllm_operator.api.v1alpha1 import VLLMModel
+from vllm_operator.engine_keys import engine_key
 from vllm_operator.render import render
 from vllm_operator.settings import Settings as OperatorSettings
 
@@ -69,8 +70,8 @@ class QuietServer(Server):
 
 
 @contextlib.asynccontextmanager
-async def running_gateway() -> AsyncIterator[int]:
-    settings = {"host": "127.0.0.1", "port": 0, "shutdownDelay": "0s", "drainTimeout": "0s"}
+async def running_gateway(**changes: Json) -> AsyncIterator[int]:
+    settings = {"host": "127.0.0.1", "port": 0, "shutdownDelay": "0s", "drainTimeout": "0s", **changes}
     server = QuietServer(Gateway(Settings.model_validate(settings)))
     task = asyncio.create_task(server.serve())
     try:
@@ -125,17 +126,20 @@ async def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
         yield server
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-async def test_a_request_reaches_the_pod_that_the_operator_rendered(api: KubeApi, path: Path) -> None:
-    for body in models_in(path):
-        model = put(api, body)
-        async with FakeEngine() as engine, running_gateway() as port:
-            made = slice_of(put_service(api, model), engine.port)
-            api.create(resource("endpointslices"), NAMESPACE, made)
-            for name in (f"{NAMESPACE}/{model.metadata.name}", *model.served_names):
-                request = {"model": name, "messages": [{"role": "user", "content": "hi"}]}
-                assert await status_of(port, request, 200) == 200
-                assert engine.seen[-1].json()["model"] in engine_names(model)
+@pytest.mark.parametrize(
+    "body",
+    [body for path in EXAMPLES for body in models_in(path)],
+    ids=lambda body: body["metadata"]["name"],
+)
+async def test_a_request_reaches_the_pod_that_the_operator_rendered(api: KubeApi, body: Json) -> None:
+    model = put(api, body)
+    async with FakeEngine() as engine, running_gateway() as port:
+        made = slice_of(put_service(api, model), engine.port)
+        api.create(resource("endpointslices"), NAMESPACE, made)
+        for name in (f"{NAMESPACE}/{model.metadata.name}", *model.served_names):
+            request = {"model": name, "messages": [{"role": "user", "content": "hi"}]}
+            assert await status_of(port, request, 200) == 200
+            assert engine.seen[-1].json()["model"] in engine_names(model)
 
 
 async def test_a_slice_of_a_namesake_with_another_uid_is_not_taken(api: KubeApi) -> None:
@@ -148,3 +152,19 @@ async def test_a_slice_of_a_namesake_with_another_uid_is_not_taken(api: KubeApi)
         request = {"model": model.metadata.name, "messages": [{"role": "user", "content": "hi"}]}
         assert await status_of(port, request, 503) == 503
         assert not [seen for seen in engine.seen if seen.path.startswith("/v1/chat")]
+
+
+async def test_the_gateway_shows_the_key_that_the_operator_gave_the_engine(
+    api: KubeApi, tmp_path: Path
+) -> None:
+    (body,) = models_in(next(path for path in EXAMPLES if path.stem == "smollm2"))
+    model = put(api, body)
+    master = tmp_path / "key"
+    master.write_bytes(b"m" * 64 + b"\n")
+    meta = model.metadata
+    async with FakeEngine() as engine, running_gateway(engineKeys={"masterKeyFile": str(master)}) as port:
+        api.create(resource("endpointslices"), NAMESPACE, slice_of(put_service(api, model), engine.port))
+        request = {"model": meta.name, "messages": [{"role": "user", "content": "hi"}]}
+        assert await status_of(port, request, 200) == 200
+        wanted = engine_key(b"m" * 64, meta.namespace, meta.name, meta.uid)
+        assert engine.seen[-1].headers["authorization"] == f"Bearer {wanted}"

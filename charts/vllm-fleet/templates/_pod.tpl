@@ -52,6 +52,15 @@ volumes:
   - name: secret-{{ $index }}
     secret: {secretName: {{ $name }}}
   {{- end }}
+  {{- if and (eq .component "gateway") (include "vllm-fleet.engineKeySecret" .root) }}
+  # The operator makes it: until then the pod waits, and the kubelet tries again.
+  - name: engine-keys
+    secret: {secretName: {{ include "vllm-fleet.engineKeySecret" .root }}}
+  {{- end }}
+  {{- if and (eq .component "gateway") .root.Values.gateway.tls.secretName }}
+  - name: tls
+    secret: {secretName: {{ .root.Values.gateway.tls.secretName }}}
+  {{- end }}
 {{- end }}
 
 {{- /* Everything of the one container but its name, arguments and ports. Starting takes seconds; the budget is a minute. */ -}}
@@ -90,6 +99,12 @@ volumeMounts:
   - {name: tmp, mountPath: /tmp}
   {{- range $index, $name := include "vllm-fleet.secretNames" . | fromYamlArray }}
   - {name: secret-{{ $index }}, mountPath: {{ include "vllm-fleet.secretPath" $name }}, readOnly: true}
+  {{- end }}
+  {{- if and (eq .component "gateway") (include "vllm-fleet.engineKeySecret" .root) }}
+  - {name: engine-keys, mountPath: /etc/vllm-fleet-engine-keys, readOnly: true}
+  {{- end }}
+  {{- if and (eq .component "gateway") .root.Values.gateway.tls.secretName }}
+  - {name: tls, mountPath: /etc/vllm-fleet-tls, readOnly: true}
   {{- end }}
 {{- end }}
 
