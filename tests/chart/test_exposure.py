@@ -62,7 +62,7 @@ def test_the_key_secret_is_the_file_that_the_gateway_reads(find: Any, pods: Any)
     mounts = {mount["mountPath"]: mount["name"] for mount in spec["containers"][0]["volumeMounts"]}
     secrets = {v["name"]: v["secret"]["secretName"] for v in spec["volumes"] if "secret" in v}
     assert secrets[mounts[path]] == "api-keys"
-    assert sorted(secrets.values()) == ["api-keys", "redis"]
+    assert sorted(secrets.values()) == ["api-keys", "redis", "vllm-fleet-engine-keys"]
 
 
 def test_keys_in_two_places_are_refused(chart: helm.Helm) -> None:
@@ -167,3 +167,16 @@ def test_the_test_pod_has_no_rights_and_no_key_in_sight(find: Any) -> None:
     reference = {"secretKeyRef": {"name": "s", "key": "token"}}
     assert container["env"] == [{"name": "API_KEY", "valueFrom": reference}]
     assert "token" not in json.dumps(container["args"] + container["command"])
+
+
+TLS = {"gateway": {"keysSecret": "k", "tls": {"secretName": "cert"}, "ingress": {"enabled": True}}}
+
+
+def test_with_a_certificate_everyone_is_told_to_speak_https(find: Any, chart: helm.Helm) -> None:
+    annotations = find("Ingress", "vllm-fleet-gateway", TLS)["metadata"]["annotations"]
+    assert annotations["nginx.ingress.kubernetes.io/backend-protocol"] == "HTTPS"
+    assert annotations["nginx.org/ssl-services"] == "vllm-fleet-gateway"
+    assert find("Service", "vllm-fleet-gateway", TLS)["spec"]["ports"][0]["appProtocol"] == "https"
+    (container,) = find("Pod", "vllm-fleet-test", TLS)["spec"]["containers"]
+    assert container["args"] == ["https://vllm-fleet-gateway.vllm-fleet:3000", "--insecure"]
+    assert "curl -Nk https://127.0.0.1:3000/chat/stream" in chart.notes(TLS, helm.Release())

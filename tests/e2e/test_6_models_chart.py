@@ -21,13 +21,18 @@ CHART = releases.CHART.with_name("vllm-models")
 IDLE = cluster.example("smollm2.yaml")["spec"] | {"replicas": 0}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def namespace(release: None) -> Iterator[None]:
     cluster.apply(releases.namespace(NAMESPACE))
     yield
+    cluster.delete("namespace", NAMESPACE, "default", "--wait=false")
+
+
+@pytest.fixture(autouse=True)
+def empty(namespace: None) -> Iterator[None]:
+    yield
     releases.uninstall("models", NAMESPACE)
     cluster.kubectl("-n", NAMESPACE, "delete", "vllm", "--all")
-    cluster.delete("namespace", NAMESPACE, "default", "--wait=false")
 
 
 def install(values: dict[str, Any], folder: Path) -> None:

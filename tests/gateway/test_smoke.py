@@ -3,7 +3,7 @@
 Proves: it streams a chat and says what came; it names a model when told to; without any model, or without a
 key where one is needed, it ends well and says what to do; and it fails, in words, where a model is not
 ready, not known or refused, where the stream ends without tokens, with an error or half-way, and where
-nothing listens; it shows no key.
+nothing listens; it shows no key, and takes a certificate for another name only when told to.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import engine as fake
 import pytest
+import trustme
 from engine import ENGINE_DIED, ROLE, FakeEngine
 
 from vllm_gateway import smoke
@@ -140,6 +141,22 @@ async def test_nothing_listens(smoke_test: Any) -> None:
         done = await smoke_test(taken.getsockname()[1])
     assert done.code == 1
     assert "/health does not answer: " in done.err
+
+
+async def test_over_https_any_certificate_is_taken_only_when_told_to(
+    raw_gateway: Any, smoke_test: Any, tmp_path: Path, capsys: Any
+) -> None:
+    made = trustme.CA().issue_cert("chat.example.com")
+    cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    cert.write_bytes(b"".join(blob.bytes() for blob in made.cert_chain_pems))
+    key.write_bytes(made.private_key_pem.bytes())
+    options = {"tls": {"certFile": str(cert), "keyFile": str(key)}}
+    async with FakeEngine() as engine, raw_gateway(engine, options=options) as running:
+        url = f"https://127.0.0.1:{running.port}"
+        assert await asyncio.to_thread(smoke.main, [url]) == 1
+        assert "CERTIFICATE_VERIFY_FAILED" in capsys.readouterr().err
+        assert await asyncio.to_thread(smoke.main, [url, "--insecure"]) == 0
+        assert "streamed" in capsys.readouterr().out
 
 
 def test_only_http_is_asked(capsys: Any) -> None:

@@ -134,6 +134,11 @@ spec:
 {{- end -}}
 {{- end }}
 
+{{- /* What callers in the cluster put before the gateway's name. */ -}}
+{{- define "vllm-fleet.scheme" -}}
+{{ if .Values.gateway.tls.secretName }}https{{ else }}http{{ end }}
+{{- end }}
+
 {{- /* Seconds of a duration such as 1h30m, in Go's notation, which Sprig reads only as a change of a date. */ -}}
 {{- define "vllm-fleet.seconds" -}}
 {{- mustToDate "2006-01-02T15:04:05Z07:00" "1970-01-01T00:00:00Z" | mustDateModify . | unixEpoch -}}

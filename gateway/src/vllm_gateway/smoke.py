@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import ssl
 import sys
 import time
 import urllib.error
@@ -36,11 +37,15 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Target:
-    """A gateway's base URL, the API key to send and the model to ask; "" where there is none."""
+    """A gateway's base URL, the API key to send and the model to ask; "" where there is none.
+
+    `insecure` takes any certificate, for callers that use another name than the certificate's.
+    """
 
     url: str
     key: str = ""
     model: str = ""
+    insecure: bool = False
 
     def open(self, path: str, body: Mapping[str, Any] | None = None, seconds: float = ANSWER_SECONDS) -> Any:
         """The answer, still to be read. Raises Failed where none comes, HTTPError for a refusal."""
@@ -50,11 +55,18 @@ class Target:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url.rstrip("/") + path, data, headers)  # noqa: S310 - see main
         try:
-            return urllib.request.urlopen(request, timeout=seconds)  # noqa: S310
+            return urllib.request.urlopen(request, timeout=seconds, context=self._tls())  # noqa: S310
         except urllib.error.HTTPError:
             raise
         except OSError as error:
             raise Failed(f"{self.url}{path} does not answer: {getattr(error, 'reason', error)}") from error
+
+    def _tls(self) -> ssl.SSLContext:
+        context = ssl.create_default_context()
+        if self.insecure:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
 
 
 def check(target: Target) -> str:
@@ -119,10 +131,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="vllm_gateway.smoke", description="Stream one chat and report.")
     parser.add_argument("url", help="the gateway, such as http://127.0.0.1:3000")
     parser.add_argument("--model", default="", help="its name (default: the first that is ready)")
+    parser.add_argument("--insecure", action="store_true", help="take any certificate")
     options = parser.parse_args(arguments)
     if not options.url.startswith(("http://", "https://")):
         parser.error("the URL must begin with http:// or https://")
-    target = Target(options.url, os.environ.get("API_KEY", ""), options.model)
+    target = Target(options.url, os.environ.get("API_KEY", ""), options.model, options.insecure)
     try:
         print(check(target))
     except (Failed, urllib.error.HTTPError) as error:
