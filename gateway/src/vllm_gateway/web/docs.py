@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from fastapi import FastAPI
@@ -25,6 +26,16 @@ _ERRORS = {
     "502": "The engine failed.",
     "503": "The model is not ready, or no place came free in time; the message says why; see Retry-After.",
     "504": "The engine was too slow.",
+}
+_OF_LISTS = {
+    "/models": ("401", "429"),
+    "/v1/models": ("401", "429"),
+    "/v1/models/{name}": ("401", "403", "404", "429", "503"),
+}
+_EVENTS = {
+    "chat": 'data: {"token": "Hello"}\n\ndata: {"done": true, "model": "m", "finish_reason": "stop"}\n\n',
+    "openai": 'data: {"choices": [{"index": 0, "delta": {"content": "Hello"}}]}\n\ndata: [DONE]\n\n',
+    "anthropic": 'event: message_stop\ndata: {"type": "message_stop"}\n\n',
 }
 _TEXT = {"type": "string"}
 _OPENAI_ERROR = {
@@ -64,6 +75,7 @@ def describe_relayed_routes(api: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         if api.openapi_schema is None:
             document = without()
+            _correct_lists(document)
             document["paths"] |= {path: _post(path, route) for path, route in ROUTES.items()}
             document.setdefault("components", {}).setdefault("schemas", {}).update(_schemas())
         return api.openapi_schema or {}
@@ -71,18 +83,31 @@ def describe_relayed_routes(api: FastAPI) -> None:
     api.openapi = openapi  # type: ignore[method-assign]
 
 
+def _correct_lists(document: dict[str, Any]) -> None:
+    """FastAPI cannot know our errors, and tells of a 422 of its own that no caller gets."""
+    for path, codes in _OF_LISTS.items():
+        responses = document["paths"][path]["get"]["responses"]
+        responses.pop("422", None)
+        responses |= _errors(codes, "Error")
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
+
+
+def _errors(codes: Iterable[str], schema: str) -> dict[str, Any]:
+    content = {"application/json": {"schema": {"$ref": _REF.format(model=schema)}}}
+    return {code: {"description": _ERRORS[code], "content": content} for code in codes}
+
+
 def _post(path: str, route: Route) -> dict[str, Any]:
-    schema = _REF.format(model="AnthropicError" if route.family is ANTHROPIC else "Error")
-    error = {"application/json": {"schema": {"$ref": schema}}}
-    responses: dict[str, Any] = {"200": {"description": "The answer.", "content": _answer(path, route)}}
-    responses |= {code: {"description": text, "content": error} for code, text in _ERRORS.items()}
+    answer = {"description": "The answer.", "content": _answer(path, route)}
+    errors = _errors(_ERRORS, "AnthropicError" if route.family is ANTHROPIC else "Error")
     return {
         "post": {
             "tags": [route.family.name],
             "summary": route.summary,
             "operationId": path.strip("/").replace("/", "_"),
             "requestBody": {"required": True, "content": _body(route)},
-            "responses": responses,
+            "responses": {"200": answer, **errors},
         }
     }
 
@@ -105,7 +130,7 @@ def _answer(path: str, route: Route) -> dict[str, Any]:
     if route.family is CHAT:
         whole = {"$ref": _REF.format(model="ChatResponse")}
     answer = {} if path == "/chat/stream" else {"application/json": {"schema": whole}}
-    return answer | ({"text/event-stream": {"schema": _TEXT}} if route.streams else {})
+    return answer | ({"text/event-stream": {"example": _EVENTS[route.family.name]}} if route.streams else {})
 
 
 def _schemas() -> dict[str, Any]:
