@@ -13,7 +13,7 @@ from vllm_gateway.routing.pick import PREFIX_CHARACTERS
 from vllm_gateway.routing.table import Model, Table
 from vllm_gateway.settings import RequestLimits
 from vllm_gateway.upstream import sse
-from vllm_gateway.web.dialect import Account
+from vllm_gateway.web.dialect import Account, Shortcut
 
 STREAMING = ("/v1/chat/completions", "/v1/completions")
 ROUTES = (*STREAMING, "/v1/embeddings")
@@ -119,7 +119,7 @@ def _ask_for_usage(body: bytes, spans: dict[str, Span]) -> tuple[list[tuple[Span
     return [], False  # not valid: the engine says so
 
 
-class OpenAIStream:
+class OpenAIStream(Shortcut):
     """Events pass as they are; those that end, fail or account for a stream are looked into."""
 
     def __init__(self, *, strip_usage: bool) -> None:
