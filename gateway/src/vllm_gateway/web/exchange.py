@@ -63,6 +63,11 @@ class Exchange:
     async def body(self, limits: RequestLimits) -> bytes:
         """The request's body. Raises GatewayError (408, 413, 415) or Disconnected."""
         check_declared(self.headers, limits.body_bytes)
+        whole = self.channel.whole_body()
+        if whole is not None and len(whole) <= limits.body_bytes:
+            self._unread = False
+            self.channel.watch(self._receive)
+            return whole
         try:
             async with asyncio.timeout(limits.body_timeout):
                 body = await self._read(limits.body_bytes)
