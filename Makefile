@@ -44,8 +44,12 @@ lint: setup ## ruff, mypy strict, import layers, sizes, YAML
 test: setup ## Unit, golden, component, contract and chart tests
 	$(BIN)/pytest -m "not e2e"
 
-bench: setup ## What a relayed event costs, beside nginx in the same run (needs nginx)
-	$(BIN)/python bench/gateway
+bench: setup .venv/bench/ready ## What streams cost, beside nginx (needed on PATH) and vllm-router, into docs/benchmarks.md
+	$(BIN)/python bench/gateway --write
+.venv/bench/ready: requirements/bench.txt
+	$(PYTHON) -m venv .venv/bench
+	.venv/bench/bin/pip install -q --disable-pip-version-check --require-hashes -r requirements/bench.txt
+	@touch $@
 
 generate: setup ## Write the generated files: CRD, k8s/install.yaml, dashboard copies
 	$(BIN)/python hack/generate.py
