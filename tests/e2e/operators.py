@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,13 +79,13 @@ def model(name: str, **spec: Any) -> cluster.Manifest:
     return manifest
 
 
-def make_ready(pod: str, namespace: str) -> None:
-    """Plays the kubelet of a pod that no node takes: it runs and is ready."""
+def make_ready(pods: Sequence[str], namespace: str) -> None:
+    """Plays the kubelet of pods that no node takes: they run and are ready."""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     ready = {"type": "Ready", "status": "True", "lastTransitionTime": now}
     status = {"status": {"phase": "Running", "conditions": [ready]}}
     patch = ("--subresource=status", "--type=merge", "-p", json.dumps(status))
-    cluster.kubectl("-n", namespace, "patch", "pod", pod, *patch)
+    cluster.kubectl("-n", namespace, "patch", "pod", *pods, *patch)
 
 
 @dataclass

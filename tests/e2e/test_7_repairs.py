@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -65,13 +65,17 @@ def child(kind: str, namespace: str) -> cluster.Manifest:
     return found or {}
 
 
+def spec_is(kind: str, wanted: Any, namespace: str) -> Callable[[], bool]:
+    return lambda: child(kind, namespace)["spec"] == wanted
+
+
+def other_than(old: cluster.Seen) -> Callable[[cluster.Seen], bool]:
+    return lambda event: bool(event.body["metadata"]["uid"] != old.body["metadata"]["uid"])
+
+
 def settle(namespace: str, name: str = "m") -> None:
     """A status, and with it both children."""
     cluster.eventually(lambda: cluster.condition(name, "Ready", namespace), f"{name} has a status", 30, 0.1)
-
-
-def template(deployment: cluster.Manifest) -> Any:
-    return deployment["spec"]["template"]
 
 
 def test_what_was_edited_by_hand_is_as_rendered_again(operators: Operators, namespace: str) -> None:
@@ -84,12 +88,7 @@ def test_what_was_edited_by_hand_is_as_rendered_again(operators: Operators, name
         patch = ("--type=strategic", "-p", json.dumps({"spec": edit}))
         cluster.kubectl("-n", namespace, "patch", kind, ENGINE, *patch)
         edited = time.monotonic()
-        cluster.eventually(
-            lambda kind=kind: child(kind, namespace)["spec"] == rendered[kind],  # type: ignore[misc]
-            f"{what} is as rendered",
-            10,
-            0.05,
-        )
+        cluster.eventually(spec_is(kind, rendered[kind], namespace), f"{what} is as rendered", 10, 0.05)
         print(f"{what}: as rendered {time.monotonic() - edited:.2f} s after the edit")
     one.proxy.requests.clear()
     time.sleep(QUIET_SECONDS)
@@ -122,8 +121,7 @@ def test_a_deleted_child_is_back_within_a_second(operators: Operators, namespace
             old = seen.first(lambda event: True, "the watch begins")
             cluster.delete(kind, ENGINE, namespace, "--wait=false")
             gone = seen.first(lambda event: event.type == "DELETED", f"the {kind} is gone")
-            uid = old.body["metadata"]["uid"]
-            back = seen.first(lambda event, uid=uid: event.body["metadata"]["uid"] != uid, f"the {kind}")  # type: ignore[misc]
+            back = seen.first(other_than(old), f"the {kind} is back")
         print(f"{kind} back {back.at - gone.at:.3f} s after its deletion")
 
 
@@ -189,14 +187,10 @@ def test_a_newer_release_restarts_no_model(operators: Operators, namespace: str)
     )
     listed = {"apiVersion": "v1", "kind": "List", "items": [sort_of(i, name) for i, name in enumerate(names)]}
     cluster.apply(listed, namespace)
-    for name in names:
-        settle(namespace, name)
     made = cluster.eventually(lambda: pods(namespace, 20), "20 pods", 60)
-    for pod in made:
-        make_ready(pod, namespace)
-    for name in names:
-        cluster.eventually(lambda name=name: ready(name, namespace), f"{name} is Ready", 60)  # type: ignore[misc]
-    before = {name: deployment(name, namespace) for name in names}
+    make_ready(made, namespace)
+    cluster.eventually(lambda: all_ready(namespace, 20), "all are Ready", 60)
+    before = deployment_versions(namespace)
     old.terminate()
 
     images = {"cuda": "example.com/new:v0.40.0", "cpu": "example.com/new-cpu:0.40"}
@@ -205,17 +199,12 @@ def test_a_newer_release_restarts_no_model(operators: Operators, namespace: str)
     new.wait_leading()
     time.sleep(QUIET_SECONDS)
     assert new.proxy.writes() == []
-    after = {name: deployment(name, namespace) for name in names}
-    assert {name: item["metadata"]["resourceVersion"] for name, item in after.items()} == {
-        name: item["metadata"]["resourceVersion"] for name, item in before.items()
-    }
+    assert deployment_versions(namespace) == before
     assert sorted(pods(namespace, 20)) == sorted(made)
 
     cluster.patch_spec("m00", {"engine": {"device": "cpu", "maxModelLen": 512}}, namespace)
-    cluster.eventually(
-        lambda: "512" in json.dumps(template(deployment("m00", namespace))), "an edit is taken up", 10
-    )
-    image = template(deployment("m00", namespace))["spec"]["containers"][0]["image"]
+    cluster.eventually(lambda: "512" in engine_of("m00", namespace)["args"], "an edit is taken up", 10)
+    image = engine_of("m00", namespace)["image"]
     assert image == "example.com/old-cpu:0.31", "the image in force is pinned, for an edit too"
 
 
@@ -230,10 +219,16 @@ def sort_of(number: int, name: str) -> cluster.Manifest:
     return model(name, **sorts[number % len(sorts)])
 
 
-def deployment(name: str, namespace: str) -> cluster.Manifest:
-    found = cluster.get("deployment", f"{name}-engine", namespace)
-    assert found
-    return found
+def deployment_versions(namespace: str) -> dict[str, str]:
+    """The resourceVersion of each, which any write would change."""
+    found = cluster.items("deployments", "app.kubernetes.io/component=engine", namespace)
+    return {item["metadata"]["name"]: item["metadata"]["resourceVersion"] for item in found}
+
+
+def engine_of(name: str, namespace: str) -> Any:
+    deployment = cluster.get("deployment", f"{name}-engine", namespace)
+    assert deployment
+    return deployment["spec"]["template"]["spec"]["containers"][0]
 
 
 def pods(namespace: str, number: int) -> list[str]:
@@ -241,44 +236,54 @@ def pods(namespace: str, number: int) -> list[str]:
     return [pod["metadata"]["name"] for pod in found] if len(found) == number else []
 
 
-def ready(name: str, namespace: str) -> bool:
-    return cluster.condition(name, "Ready", namespace).get("status") == "True"
+def all_ready(namespace: str, number: int) -> bool:
+    models = json.loads(cluster.kubectl("-n", namespace, "get", "vllm", "-o", "json"))["items"]
+    return [ready_now(model) for model in models] == [True] * number
+
+
+def ready_now(body: cluster.Manifest) -> bool:
+    conditions = body.get("status", {}).get("conditions", [])
+    return any((c["type"], c["status"]) == ("Ready", "True") for c in conditions)
 
 
 def test_how_long_things_take(operators: Operators, namespace: str) -> None:
     """Printed, for whoever runs this: medians of 20, of one operator before this cluster's API server."""
     operators.start(lease={})
-    made: list[float] = []
-    told: list[float] = []
     models = f"/apis/vllm-fleet.dev/v1alpha1/namespaces/{namespace}/vllmmodels"
     with (
-        cluster.watching(DEPLOYMENTS.format(namespace)) as children,
-        cluster.watching(PODS.format(namespace)) as seen_pods,
-        cluster.watching(models) as statuses,
+        cluster.watching(DEPLOYMENTS.format(namespace)) as deployments,
+        cluster.watching(PODS.format(namespace)) as runs,
+        cluster.watching(models) as serves,
     ):
-        for number in range(20):
-            name = f"m{number:02d}"
-            cluster.apply(model(name), namespace)
-            applied = statuses.first(lambda event, name=name: named(event, name), f"{name} is stored")  # type: ignore[misc]
-            child = children.first(
-                lambda event, name=name: named(event, f"{name}-engine"),  # type: ignore[misc]
-                f"{name} has its Deployment",
-            )
-            made.append(child.at - applied.at)
-        for pod in cluster.eventually(lambda: pods(namespace, 20), "20 pods", 60):
-            make_ready(pod, namespace)
-            runs = seen_pods.first(lambda event, pod=pod: is_ready(event, pod), f"{pod} is Ready")  # type: ignore[misc]
-            name = pod.split("-")[0]
-            serves = statuses.first(lambda event, name=name: is_ready(event, name), f"{name} is Ready")  # type: ignore[misc]
-            told.append(serves.at - runs.at)
-    print(f"model stored → Deployment: median {statistics.median(made):.3f} s, worst {max(made):.3f} s")
-    print(f"pod Ready → model Ready: median {statistics.median(told):.3f} s, worst {max(told):.3f} s")
+        names = [f"m{number:02d}" for number in range(20)]
+        begun = [began_to_apply(name, namespace) for name in names]
+        stored = [serves.first(of(name), f"{name} is stored").at for name in names]
+        made = [deployments.first(of(f"{name}-engine"), f"{name} has its Deployment").at for name in names]
+        tell("kubectl apply begun → Deployment", begun, made)
+        tell("model stored → Deployment", stored, made)
+        found = sorted(cluster.eventually(lambda: pods(namespace, 20), "20 pods", 60))
+        for pod in found:
+            make_ready([pod], namespace)
+        ready = [runs.first(ready_of(pod), f"{pod} is Ready").at for pod in found]
+        told = [serves.first(ready_of(name), f"{name} is Ready").at for name in names]
+        tell("pod Ready → model Ready", ready, told)
 
 
-def named(event: cluster.Seen, name: str) -> bool:
-    return str(event.body["metadata"]["name"]) == name
+def began_to_apply(name: str, namespace: str) -> float:
+    """When; it is applied afterwards."""
+    began = time.monotonic()
+    cluster.apply(model(name), namespace)
+    return began
 
 
-def is_ready(event: cluster.Seen, name: str) -> bool:
-    conditions = event.body.get("status", {}).get("conditions", [])
-    return named(event, name) and any((c["type"], c["status"]) == ("Ready", "True") for c in conditions)
+def tell(what: str, since: list[float], until: list[float]) -> None:
+    times = [end - begin for begin, end in zip(since, until, strict=True)]
+    print(f"{what}: median {statistics.median(times):.3f} s, worst {max(times):.3f} s")
+
+
+def of(name: str) -> Callable[[cluster.Seen], bool]:
+    return lambda event: bool(event.body["metadata"]["name"] == name)
+
+
+def ready_of(name: str) -> Callable[[cluster.Seen], bool]:
+    return lambda event: of(name)(event) and ready_now(event.body)
