@@ -27,7 +27,9 @@ PAUSE_SECONDS = 0.2  # between two watches, so that a server that ends them at o
 
 
 class Source(Protocol):
-    async def list(self, kind: Kind, namespace: str = "", selector: str = "") -> Listing: ...
+    async def list(
+        self, kind: Kind, namespace: str = "", selector: str = "", *, keep: Callable[[Body], Body]
+    ) -> Listing: ...
 
     def watch(self, kind: Kind, namespace: str, selector: str, since: str) -> AsyncIterator[WatchEvent]: ...
 
@@ -101,7 +103,7 @@ class Reflector:
             self._put(self._project(body))
 
     async def _follow(self) -> None:
-        listing = await self._source.list(self.kind, *self._scope)
+        listing = await self._source.list(self.kind, *self._scope, keep=self._project)
         self._replace(listing.items)
         self.synced.set()
         self.last_activity = self._clock.monotonic()
@@ -134,7 +136,7 @@ class Reflector:
             self._on_change(old, None)
 
     def _replace(self, items: list[Body]) -> None:
-        fresh = {key_of(body): body for body in map(self._project, items)}
+        fresh = {key_of(body): body for body in items}
         for key in [key for key in self.table if key not in fresh]:
             self._drop(key)
         for body in fresh.values():
