@@ -150,7 +150,9 @@ class StartingServer:
     def __init__(self) -> None:
         self.refusals = 3
 
-    async def list(self, kind: Kind, namespace: str = "", selector: str = "") -> Listing:
+    async def list(
+        self, kind: Kind, namespace: str = "", selector: str = "", *, keep: Callable[[Body], Body]
+    ) -> Listing:
         self.refusals -= 1
         if self.refusals >= 0:
             raise Forbidden(403, "Forbidden", "cannot list resource")
