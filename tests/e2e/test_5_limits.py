@@ -115,7 +115,7 @@ def parsed(arguments: dict[str, list[str]]) -> dict[str, str]:
     cluster.apply(parser_pod(arguments))
     try:
         phase = cluster.eventually(
-            lambda: next((p for p in (pod_phase(),) if p in ("Succeeded", "Failed")), ""), "it has ended", 180
+            lambda: next((p for p in (pod_phase(),) if p in ("Succeeded", "Failed")), ""), "it has ended", 300
         )
         log = cluster.kubectl("logs", "argument-parser")
     finally:

@@ -376,12 +376,28 @@ def test_kstatus_holds_whatever_the_pods(found: list[Json], replicas: int, reaso
 
 # The engine's last words
 
+PYDANTIC_FIELD = """pydantic_core._pydantic_core.ValidationError: 2 validation errors for ModelConfig
+dtype
+  Input should be 'auto' [type=literal_error, input_value='x', input_type=str]
+"""
+PYDANTIC = """  File "/opt/venv/lib/python3.11/site-packages/vllm/engine/arg_utils.py", line 1955, in create
+    return ModelConfig(
+           ^^^^^^^^^^^^
+pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig
+  Value error, max_model_len (100000) is greater than the derived max_model_len \
+[type=value_error, input_value=ArgsKwargs((), {'model': ...nderer_num_workers': 1}), input_type=ArgsKwargs]
+    For further information visit https://errors.pydantic.dev/2.14/v/value_error
+
+"""
+
 
 @pytest.mark.parametrize(
     ("message", "line"),
     [
         (TRACEBACK, "ValueError: No available memory for the cache."),
         ("vllm: error: unrecognized arguments: --no-such", "vllm: error: unrecognized arguments: --no-such"),
+        (PYDANTIC, "Value error, max_model_len (100000) is greater than the derived max_model_len"),
+        ("ValidationError: 1 validation error for M", "ValidationError: 1 validation error for M"),
         ("\x1b[31mloading\x1b[0m\nbye\n\n", "bye"),
         ("", ""),
     ],

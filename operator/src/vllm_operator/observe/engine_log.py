@@ -14,6 +14,10 @@ _PREFIX = re.compile(r"^(\([^)]*\)\s*)?([A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*
 _ERROR = re.compile(
     r"\b(\w*(Error|Exception|Interrupt)\b\s*:|error:|CUDA error|out of memory)", re.IGNORECASE
 )
+# Pydantic's heading says only how many errors there are; below it stand the first one's field, if it has one,
+# and its words, before the value that was given. https://docs.pydantic.dev/latest/errors/errors/
+_HEADING = re.compile(r"ValidationError: \d+ validation errors? for ")
+_GIVEN = re.compile(r" \[type=\w+, input_value=.*$")
 _UNHELPFUL = re.compile(
     r"See root cause above|Engine core initialization failed|core proc \w+ failed", re.IGNORECASE
 )
@@ -43,5 +47,15 @@ def last_error_line(message: str) -> str:
     """The last line that names an error and does not merely point to one above; else the last line."""
     lines = [_PREFIX.sub("", line.strip()).strip() for line in scrub(message).splitlines()]
     lines = [line for line in lines if line]
-    errors = [line for line in lines if _ERROR.search(line) and not _UNHELPFUL.search(line)]
-    return clip((errors or lines or [""])[-1], MAX_LINE)
+    found = [at for at, line in enumerate(lines) if _ERROR.search(line) and not _UNHELPFUL.search(line)]
+    if not found:
+        return clip((lines or [""])[-1], MAX_LINE)
+    return clip(_GIVEN.sub("", _told_at(lines, found[-1])), MAX_LINE)
+
+
+def _told_at(lines: list[str], at: int) -> str:
+    """The line itself, or the first error that a heading of Pydantic's announces, with its field."""
+    below = lines[at + 1 : at + 3] if _HEADING.search(lines[at]) else []
+    if not below:
+        return lines[at]
+    return below[0] if _GIVEN.search(below[0]) else ": ".join(below)
