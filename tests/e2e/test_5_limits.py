@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import cluster
@@ -82,6 +83,7 @@ PARSE = """
 import contextlib, io, json, os, sys
 from vllm.entrypoints.cli.serve import ServeSubcommand
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+open(os.environ["TEMPLATE"], "w").close()
 serve = ServeSubcommand()
 top = FlexibleArgumentParser()
 serve.subparser_init(top.add_subparsers(dest="subparser"))
@@ -100,13 +102,24 @@ print("REFUSED", json.dumps(refused))
 
 
 def parser_pod(arguments: dict[str, list[str]]) -> cluster.Manifest:
+    """With a chat template where models have theirs mounted, since vLLM looks whether it is there."""
+    template = Path("/etc/vllm-fleet/chat-template/template.jinja")
     container = {
         "name": "parser",
         "image": ENGINE_IMAGE,
         "command": ["python3", "-c", PARSE],
-        "env": [{"name": "ARGUMENTS", "value": json.dumps(arguments)}],
+        "env": [
+            {"name": "ARGUMENTS", "value": json.dumps(arguments)},
+            {"name": "TEMPLATE", "value": str(template)},
+        ],
+        "volumeMounts": [{"name": "templates", "mountPath": str(template.parent)}],
     }
-    spec = {"restartPolicy": "Never", "containers": [container], "terminationGracePeriodSeconds": 1}
+    spec = {
+        "restartPolicy": "Never",
+        "containers": [container],
+        "volumes": [{"name": "templates", "emptyDir": {}}],
+        "terminationGracePeriodSeconds": 1,
+    }
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "argument-parser"}, "spec": spec}
 
 
@@ -131,7 +144,7 @@ def pod_phase() -> str:
     return str((cluster.get("pod", "argument-parser") or {}).get("status", {}).get("phase", ""))
 
 
-def test_vllms_own_parser_takes_every_rendered_argument(release: None) -> None:
+def test_vllms_own_parser_takes_every_rendered_argument() -> None:
     """And it does refuse: one made-up flag goes with them."""
     arguments = golden_arguments()
     assert len(arguments) > 40
