@@ -20,7 +20,7 @@ demo-down: ## Remove the demo and the cluster it made
 ##@ Develop (Python only)
 .PHONY: setup lock fmt lint test bench bench-operator generate verify run-gateway
 setup: .venv/ready ## Make .venv with every pinned dependency and both packages
-.venv/ready: requirements/dev.txt gateway/pyproject.toml operator/pyproject.toml
+.venv/ready: requirements/dev.txt tests/javascript/package-lock.json gateway/pyproject.toml operator/pyproject.toml
 	$(PYTHON) hack/setup_venv.py
 
 lock: ## Pin requirements/*.in again, with hashes and without index addresses
@@ -45,8 +45,12 @@ lint: setup ## ruff, mypy strict, import layers, sizes, YAML
 test: setup ## Unit, golden, component, contract and chart tests
 	$(BIN)/pytest -m "not e2e"
 
-bench: setup ## What a relayed event costs, beside nginx in the same run (needs nginx)
-	$(BIN)/python bench/gateway
+bench: setup .venv/bench/ready ## What streams cost, beside nginx (needed on PATH) and vllm-router, into docs/benchmarks.md
+	$(BIN)/python bench/gateway --write
+.venv/bench/ready: requirements/bench.txt
+	$(PYTHON) -m venv .venv/bench
+	.venv/bench/bin/pip install -q --disable-pip-version-check --require-hashes -r requirements/bench.txt
+	@touch $@
 
 bench-operator: setup ## What hundreds of models cost the operator, beside a bare loop (makes a cluster; KUBE_API_QPS=500)
 	KUBE_API_QPS=$${KUBE_API_QPS:-500} $(DRIVER) up

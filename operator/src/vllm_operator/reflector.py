@@ -7,6 +7,7 @@ vanished between two lists is told like a deletion, so a missed event heals.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -81,12 +82,17 @@ class Reflector:
                 await self._clock.sleep(self._backoff.after(self._failures))
 
     async def _without_right(self, error: Forbidden) -> None:
-        """Told once. What is needed is asked for again soon, what is optional seldom."""
+        """Told once, and asked for again at growing intervals, longer where it is optional.
+
+        At first soon, since an API server that has just come back refuses until it has read the roles.
+        """
         if not self._told:
             log.warning("no right to watch", extra={"kind": self.kind.kind, "error": error.message})
         self._told = True
         self.last_activity = self._clock.monotonic()
-        await self._clock.sleep(OPTIONAL_RETRY_SECONDS if self._optional else self._backoff.cap)
+        self._failures += 1
+        cap = OPTIONAL_RETRY_SECONDS if self._optional else self._backoff.cap
+        await self._clock.sleep(dataclasses.replace(self._backoff, cap=cap).after(self._failures))
 
     def note(self, body: Body) -> None:
         """Puts in what a write of ours answered, so that its echo is no change.
