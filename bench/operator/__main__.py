@@ -21,7 +21,7 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -181,7 +181,7 @@ def report(results: Results, options: Options, version: str) -> str:
         f"controller-manager and scheduler with {limit}, {options.workers} requests at once, "
         f"load average {os.getloadavg()[0]:.1f} at the end."
     )
-    parts = [f"`{command(options)}`: {where}", lap_table(results), single_table(results)]
+    parts = [f"`{command(sys.argv[1:])}`: {where}", lap_table(results), single_table(results)]
     if results.bare:
         parts.append(bound_table(bounds(results)))
     if results.failed:
@@ -189,10 +189,9 @@ def report(results: Results, options: Options, version: str) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def command(options: Options) -> str:
-    peer = " --production-stack FOLDER" if options.production_stack else ""
-    replicas = "" if options.replicas == 1 else f" --replicas {options.replicas}"
-    return f"python bench/operator --models {' '.join(map(str, options.models))}{replicas}{peer}"
+def command(arguments: Sequence[str]) -> str:
+    """As it was typed, but for the folders of the machine."""
+    return " ".join(["python bench/operator", *("…" if "/" in item else item for item in arguments)])
 
 
 async def main(options: Options, folder: Path) -> None:

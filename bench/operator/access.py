@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterable
@@ -14,7 +16,7 @@ from kubernetes.aio.client import ApiClient
 from programs import BenchError
 
 from vllm_operator.cluster import Cluster
-from vllm_operator.errors import Conflict
+from vllm_operator.errors import Conflict, NotFound
 from vllm_operator.kinds import Body, Kind, key_of
 
 PLURALS = {
@@ -29,6 +31,7 @@ PLURALS = {
     "RuntimeClass": "runtimeclasses",
 }
 TOKEN_SECONDS = 6 * 3600
+DELETION_SECONDS = 120
 
 
 def kind_of(body: Body) -> Kind:
@@ -69,12 +72,24 @@ class Access:
         self._made: list[Body] = []
 
     async def ensure(self, bodies: Iterable[Body]) -> None:
-        """What is there already is left as it is, and stays."""
+        """What is there already is left as it is, and stays; what an earlier run deleted is waited for."""
         for body in bodies:
-            try:
-                self._made.append(await self.cluster.create(kind_of(body), body))
-            except Conflict:
-                continue
+            async with asyncio.timeout(DELETION_SECONDS):
+                while True:
+                    if await self._make(body):
+                        break
+                    await asyncio.sleep(0.5)
+
+    async def _make(self, body: Body) -> bool:
+        kind = kind_of(body)
+        try:
+            self._made.append(await self.cluster.create(kind, body))
+        except Conflict:
+            with contextlib.suppress(NotFound):
+                there = await self.cluster.get(kind, key_of(body))
+                return "deletionTimestamp" not in there["metadata"]
+            return False
+        return True
 
     async def refuse_if_installed(self) -> None:
         """Two operators would share the lease and the work."""

@@ -102,6 +102,8 @@ def _runtime(name: str) -> Body:
         "resources": {"gpu": "1"},
         "image": {"registry": "docker.io", "name": "vllm/vllm-openai:v0.32.0"},
         "toleration": [KWOK],
+        # Without a node selector its comparison of affinities meets a nil pointer, and no status is written.
+        "nodeSelectorTerms": [{"matchExpressions": [{"key": "kubernetes.io/os", "operator": "Exists"}]}],
     }
     return {
         "apiVersion": "production-stack.vllm.ai/v1alpha1",
