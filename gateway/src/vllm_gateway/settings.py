@@ -164,9 +164,9 @@ class QueueSettings(_Section):
     max_queue: int = Field(default=1024, ge=0)
     """Requests that wait for one model, for each gateway process; one more gets a 429."""
     queue_timeout: Duration = "1m"  # type: ignore[assignment]
-    """How long a request waits while the model has an endpoint; then it gets a 503."""
+    """How long a request waits while the model serves or is about to; then it gets a 503."""
     cold_start_timeout: Duration = "0s"  # type: ignore[assignment]
-    """How long it waits while there is none; a model that scales from zero says so itself."""
+    """How long it waits while there is none in any case; a model that scales from zero says so itself."""
     keep_alive: PositiveDuration = "5s"  # type: ignore[assignment]
     """After so long a waiting stream gets its head and a comment, and again each time."""
 
