@@ -32,6 +32,7 @@ from vllm_gateway.routing.load import Load
 from vllm_gateway.routing.pick import strategies
 from vllm_gateway.settings import Settings
 from vllm_gateway.telemetry import Metrics
+from vllm_gateway.tracing import make_tracing
 from vllm_gateway.upstream.attempt import Engines
 from vllm_gateway.upstream.client import Client
 from vllm_gateway.web import errors
@@ -70,6 +71,7 @@ class Gateway:
             make_store(settings.response_cache, self.shared),
             self.metrics,
             Lifecycle(),
+            make_tracing(settings.tracing),
         )
         self.source = self._make_source(settings)
         self.holder.tell(self.queues.follow)
@@ -103,6 +105,8 @@ class Gateway:
         await self.services.admission.rates.stop()
         await self.shared.close()
         self.client.close()
+        if self.services.tracing is not None:
+            await asyncio.to_thread(self.services.tracing.stop)
         if self._heart is not None:
             self._heart.cancel()
             with contextlib.suppress(asyncio.CancelledError):

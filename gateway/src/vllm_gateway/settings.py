@@ -206,6 +206,17 @@ class RedisSettings(_Section):
     """How long a request waits for it. While it is away each gateway counts alone again."""
 
 
+class TracingSettings(_Section):
+    """OpenTelemetry traces over OTLP, one span a request. OTEL_EXPORTER_OTLP_HEADERS goes with them."""
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^\s@]+$")] | None = None
+    """Such as http://otel-collector:4318/v1/traces (HTTP with protobuf). Without it nothing is traced."""
+    sample_ratio: float = Field(default=1.0, ge=0, le=1)
+    """The share of requests that is traced, where the caller's own trace does not say."""
+    service_name: Annotated[str, Field(min_length=1, max_length=128)] = "vllm-gateway"
+    """The service's name in the traces."""
+
+
 class Backend(_Section):
     """A static backend: any server with vLLM's OpenAI-compatible API."""
 
@@ -254,6 +265,8 @@ class Settings(_Section):
     """Answers that are kept."""
     redis: RedisSettings = RedisSettings()
     """What several gateways share."""
+    tracing: TracingSettings = TracingSettings()
+    """Traces of requests."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least level that is logged."""
     log_format: Literal["json", "text"] = "json"
