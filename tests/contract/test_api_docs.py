@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "api.md").read_text()
 OTHERS = (ROOT / "docs" / "admission.md").read_text()
 SOURCES = "\n".join(path.read_text() for path in (ROOT / "gateway" / "src").rglob("*.py"))
-RAISED = re.compile(r'GatewayError\(\s*(?:\d{3}|status), "(\w+)"|code(?:: str = |=)"(\w+)"|\(\d{3}, "(\w+)", "')
+RAISED = re.compile(
+    r'GatewayError\(\s*(?:\d{3}|status), "(\w+)"|code(?:: str = |=)"(\w+)"|\(\d{3}, "(\w+)", "'
+)
 PLAIN = {"/models", "/v1/models", "/v1/models/{name}", "/health"}
 
 
