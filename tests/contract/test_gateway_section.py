@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-from vllm_gateway.discovery.objects import models_of
+from vllm_gateway.discovery.objects import STARTING, models_of
 from vllm_gateway.routing.pick import strategies
 from vllm_gateway.routing.table import Limits, Model
 from vllm_gateway.settings import Routing
@@ -75,6 +75,14 @@ def test_what_is_left_out_is_left_to_the_settings() -> None:
 def test_only_a_model_that_scales_is_waited_for() -> None:
     assert seen(None, {"maxReplicas": 2}).limits.cold_start == 600
     assert seen(None, {"maxReplicas": 2, "coldStartTimeout": "3m"}).limits.cold_start == 180
+
+
+def test_a_model_that_is_about_to_serve_is_waited_for_too() -> None:
+    assert {*Reason, "Downloading"} >= STARTING
+    for reason in Reason:
+        made = seen(None, None, condition("Ready", "False", reason))
+        assert made.starting == (reason in STARTING)
+    assert not seen().starting
 
 
 def test_routings_have_the_same_names() -> None:

@@ -274,7 +274,7 @@ async def test_requests_go_to_the_pods_of_the_model(
     async with KubeApi() as api, FakeEngine() as one:
         monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
         monkeypatch.setenv("KUBECONFIG", str(api.write_kubeconfig(tmp_path / "config")))
-        async with gateway() as running:
+        async with gateway(options={"queue": {"queueTimeout": "0s"}}) as running:
             await until(lambda: running.gateway.holder().complete)
             body = api.create(VLLM_MODELS, "ns", model(ready="False"))
             api.patch_status(VLLM_MODELS, "ns", "m", model(ready="False")["status"])

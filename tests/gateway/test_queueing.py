@@ -8,8 +8,9 @@ Proves:
   silently;
 - a waiting caller that leaves, or is cancelled by the drain, gives its place back; the latter is told;
 - after the head has gone out, whatever the engine does wrong is one error event;
-- a model without an endpoint: a request waits for the first one where the model scales from zero, is refused
-  at once where it does not or is stalled, and when the model is removed;
+- a model without an endpoint: a request waits for the first one where the model scales from zero or is about
+  to serve, as in a rollout, and is told why where that takes too long; it is refused at once where neither is
+  so or the model is stalled, and when the model is removed;
 - /load and the metrics say who waits.
 """
 
@@ -218,6 +219,49 @@ async def test_a_waiting_stream_is_told_of_the_drain(gateway: Any, path: str, bo
             assert last_error(path, b"".join(await caller.chunks()))["code"] == "shutting_down"
         await asyncio.gather(first, return_exceptions=True)
         await running.settled()
+
+
+def rollout(engine: FakeEngine, *, up: bool, reason: str = "Loading", starting: bool = True) -> Table:
+    """A model that does not scale, while its only pod is replaced."""
+    model = Model("m", "m", "ns", ("m",), starting=starting, reason=reason, message="since 12:00")
+    if up:
+        endpoints = (Endpoint("pod-2", "127.0.0.1", engine.port),)
+        model = dataclasses.replace(model, endpoints=endpoints, starting=False, reason="", message="")
+    return Table.of([model])
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/chat/stream", "/chat"])
+async def test_a_rollout_without_a_spare_gpu_is_waited_for(gateway: Any, path: str) -> None:
+    body = CHAT if path.startswith("/v1") else SIMPLE
+    async with FakeEngine() as engine, gateway(engine, options=options(maxInFlight=9)) as running:
+        holder = running.gateway.holder
+        holder.put(rollout(engine, up=True))
+        assert (await ask(running.port, path, body)).status == 200
+        holder.put(rollout(engine, up=False))
+        tasks = [start(running, path, body) for _ in range(2)]
+        await until(lambda: queued(running, "ns/m") == 2)
+        holder.put(rollout(engine, up=False, reason="Draining"))
+        holder.put(rollout(engine, up=True))
+        assert [(await task).status for task in tasks] == [200, 200]
+        await running.settled()
+
+
+async def test_a_rollout_that_takes_too_long_or_fails_says_why(gateway: Any) -> None:
+    short = options(queueTimeout="50ms")
+    async with FakeEngine() as engine, gateway(engine, options=short) as running:
+        running.gateway.holder.put(rollout(engine, up=False))
+        answer = await ask(running.port, "/v1/chat/completions", CHAT)
+        assert (answer.status, answer.json()["error"]["code"]) == (503, "model_not_ready")
+        assert "Loading: since 12:00" in answer.json()["error"]["message"]
+        assert "retry-after" in answer.headers
+    async with FakeEngine() as engine, gateway(engine, options=options()) as running:
+        running.gateway.holder.put(rollout(engine, up=False))
+        waiting = start(running, "/v1/chat/completions", CHAT)
+        await until(lambda: queued(running, "ns/m") == 1)
+        running.gateway.holder.put(rollout(engine, up=False, reason="CrashLooping", starting=False))
+        answer = await waiting
+        assert (answer.status, answer.headers["retry-after"]) == (503, "5")
+        assert "CrashLooping" in answer.json()["error"]["message"]
 
 
 def cold(engine: FakeEngine, *, up: bool, seconds: float = 60.0, stalled: bool = False) -> Table:

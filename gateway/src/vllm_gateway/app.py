@@ -34,6 +34,7 @@ from vllm_gateway.routing.pick import strategies
 from vllm_gateway.settings import Settings
 from vllm_gateway.telemetry import Metrics
 from vllm_gateway.tls import certificate_of
+from vllm_gateway.tracing import make_tracing
 from vllm_gateway.upstream.attempt import Engines
 from vllm_gateway.upstream.client import Client
 from vllm_gateway.web import errors
@@ -74,6 +75,7 @@ class Gateway:
             make_store(settings.response_cache, self.shared),
             self.metrics,
             Lifecycle(),
+            make_tracing(settings.tracing),
         )
         self.source = self._make_source(settings)
         self.holder.tell(self.queues.follow)
@@ -113,6 +115,8 @@ class Gateway:
         await self.services.admission.rates.stop()
         await self.shared.close()
         self.client.close()
+        if self.services.tracing is not None:
+            await asyncio.to_thread(self.services.tracing.stop)
         await stop_tasks(self._background)
 
     async def _beat(self) -> None:

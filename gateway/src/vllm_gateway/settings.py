@@ -165,9 +165,9 @@ class QueueSettings(_Section):
     max_queue: int = Field(default=1024, ge=0)
     """Requests that wait for one model, for each gateway process; one more gets a 429."""
     queue_timeout: Duration = "1m"  # type: ignore[assignment]
-    """How long a request waits while the model has an endpoint; then it gets a 503."""
+    """How long a request waits while the model serves or is about to; then it gets a 503."""
     cold_start_timeout: Duration = "0s"  # type: ignore[assignment]
-    """How long it waits while there is none; a model that scales from zero says so itself."""
+    """How long it waits while there is none in any case; a model that scales from zero says so itself."""
     keep_alive: PositiveDuration = "5s"  # type: ignore[assignment]
     """After so long a waiting stream gets its head and a comment, and again each time."""
 
@@ -229,6 +229,17 @@ class RedisSettings(_Section):
     """How long a request waits for it. While it is away each gateway counts alone again."""
 
 
+class TracingSettings(_Section):
+    """OpenTelemetry traces over OTLP, one span a request. OTEL_EXPORTER_OTLP_HEADERS goes with them."""
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^\s@]+$")] | None = None
+    """Such as http://otel-collector:4318/v1/traces (HTTP with protobuf). Without it nothing is traced."""
+    sample_ratio: float = Field(default=1.0, ge=0, le=1)
+    """The share of requests that is traced, where the caller's own trace does not say."""
+    service_name: Annotated[str, Field(min_length=1, max_length=128)] = "vllm-gateway"
+    """The service's name in the traces."""
+
+
 class Backend(_Section):
     """A static backend: any server with vLLM's OpenAI-compatible API."""
 
@@ -281,6 +292,8 @@ class Settings(_Section):
     """Answers that are kept."""
     redis: RedisSettings = RedisSettings()
     """What several gateways share."""
+    tracing: TracingSettings = TracingSettings()
+    """Traces of requests."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least level that is logged."""
     log_format: Literal["json", "text"] = "json"

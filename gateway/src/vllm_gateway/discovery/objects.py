@@ -24,6 +24,9 @@ MANAGER = "endpointslice-controller.k8s.io"
 PORT_NAME = "http"
 _DEFAULT_WEIGHT = 100
 _COLD_START = 600.0  # spec.autoscaling.coldStartTimeout's default
+# Reasons of the Ready condition with which an endpoint comes by itself. It may still tell of the pod before,
+# whose endpoint has gone: Serving and RollingOut.
+STARTING = frozenset({"Starting", "Pulling", "Downloading", "Loading", "Draining", "RollingOut", "Serving"})
 _ROUTINGS: dict[str, Routing] = {name: name for name in get_args(Routing)}
 
 
@@ -65,6 +68,7 @@ def _model(body: Json, by_service: dict[tuple[str, str], list[Json]], key_of: Ke
         reason=reason,
         message=message,
         stalled=not endpoints and _condition(status, "Stalled").get("status") == "True",
+        starting=not endpoints and _condition(status, "Ready").get("reason") in STARTING,
         created=_timestamp(metadata.get("creationTimestamp")),
         weight=_DEFAULT_WEIGHT if weight is None else weight,
         limits=_limits(gateway, _mapping(spec.get("autoscaling"))),

@@ -22,7 +22,8 @@ from vllm_gateway.settings import QueueSettings
 class Rules:
     """One model's queue: `capacity` permits, `longest` waiters, the timeouts in seconds (0: no wait).
 
-    Nobody waits for the first endpoint of a stalled model, which only a person can mend.
+    Nobody waits for the first endpoint of a stalled model, which only a person can mend. A model that is
+    about to serve is waited for as long as for a place at one that serves.
     """
 
     capacity: int
@@ -33,13 +34,14 @@ class Rules:
     @classmethod
     def of(cls, model: Model, defaults: QueueSettings) -> Rules:
         own = model.limits
-        cold_start = _first(own.cold_start, defaults.cold_start_timeout)
+        queue_timeout = _first(own.queue_timeout, defaults.queue_timeout)
+        rollout = max(defaults.cold_start_timeout, queue_timeout if model.starting else 0.0)
         per_endpoint = _first(own.max_in_flight, defaults.max_in_flight)
         return cls(
             capacity=per_endpoint * len(model.endpoints),
             longest=_first(own.max_queue, defaults.max_queue),
-            queue_timeout=_first(own.queue_timeout, defaults.queue_timeout),
-            cold_start=0.0 if model.stalled else cold_start,
+            queue_timeout=queue_timeout,
+            cold_start=0.0 if model.stalled else _first(own.cold_start, rollout),
         )
 
 

@@ -50,7 +50,8 @@ class Model:
     """A model as callers see it, and what the engine calls it (`upstream_name`).
 
     `reason` and `message` say why there is no endpoint, in the words of the Ready condition; `stalled` that
-    time alone will not change it. `adapters` are its LoRA adapters, `granted_adapters` those whose name works
+    time alone will not change it, `starting` that a pod is about to serve, as in a rollout in place.
+    `adapters` are its LoRA adapters, `granted_adapters` those whose name works
     without the model's; `adapter` is set where this is the model with one of them (`as_adapter`).
     """
 
@@ -62,6 +63,7 @@ class Model:
     reason: str = ""
     message: str = ""
     stalled: bool = False
+    starting: bool = False
     created: int = 0
     weight: int = 100
     limits: Limits = Limits()

@@ -80,6 +80,7 @@ class Edge:
             elif method != "POST":
                 await exchange.respond_error(_not_post(method, path))
             else:
+                self._trace(exchange)
                 await self._relayed(exchange, route.handle)
             await exchange.channel.close()
         except asyncio.CancelledError:
@@ -87,6 +88,14 @@ class Edge:
                 raise  # the server's doing; a caller that left is no error
         finally:
             self._record(exchange)
+
+    def _trace(self, exchange: Exchange) -> None:
+        tracing = self._services.tracing
+        if tracing is not None:
+            exchange.trace = tracing.begin(
+                exchange.method, exchange.route, exchange.headers, exchange.request_id
+            )
+            exchange.headers = exchange.trace.headers
 
     async def _relayed(
         self, exchange: Exchange, handle: Callable[[Services, Exchange], Awaitable[None]]
@@ -147,6 +156,8 @@ class Edge:
         metrics = self._services.metrics
         metrics.requests.labels(exchange.model, exchange.route, str(status)).inc()
         metrics.duration.labels(exchange.model, exchange.route).observe(seconds)
+        if exchange.trace is not None:
+            exchange.trace.end(exchange.route, exchange.model, status, exchange.outcome)
         if _ACCESS.isEnabledFor(logging.INFO):
             fields = _fields(exchange) | {"status": status, "seconds": round(seconds, 4)}
             if exchange.outcome:

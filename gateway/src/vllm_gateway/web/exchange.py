@@ -15,6 +15,7 @@ from vllm_gateway.policy.keys import ANONYMOUS
 from vllm_gateway.policy.limits import JSON, body_too_large, body_too_slow, check_declared
 from vllm_gateway.settings import RequestLimits
 from vllm_gateway.telemetry import UNKNOWN_MODEL
+from vllm_gateway.tracing import Trace
 from vllm_gateway.web.channel import Channel, Headers, Receive
 
 _DISCARD_SECONDS = 1.0
@@ -55,6 +56,7 @@ class Exchange:
         self.status = 0
         self.outcome = ""
         self.error_event: Callable[[GatewayError], bytes] | None = None
+        self.trace: Trace | None = None
         self.started_at = asyncio.get_running_loop().time()
         self._common = common_headers
         self._receive = receive

@@ -360,6 +360,9 @@ class RelayResponse:
 
     def _charge(self, model: Model, prompt: int, completion: int) -> None:
         caller = self.exchange.caller
+        if self.exchange.trace is not None:
+            self.exchange.trace.prompt_tokens = prompt
+            self.exchange.trace.completion_tokens = completion
         self.services.metrics.count_tokens(model.key, caller.name, prompt, completion)
         self.services.admission.rates.charge(caller, prompt + completion)
 

@@ -12,6 +12,7 @@ from vllm_gateway.policy.queue import Queues
 from vllm_gateway.routing.table import Table
 from vllm_gateway.settings import Settings
 from vllm_gateway.telemetry import Metrics
+from vllm_gateway.tracing import Tracing
 from vllm_gateway.upstream.attempt import Engines
 
 CALLER = "vllm_gateway.caller"  # where the scope of a FastAPI route has the caller
@@ -38,3 +39,4 @@ class Services:
     answers: Store
     metrics: Metrics
     lifecycle: Lifecycle
+    tracing: Tracing | None = None
