@@ -102,8 +102,11 @@ async def test_e13_a_body_that_trickles_in_is_a_408(gateway: Any) -> None:
     async with FakeEngine() as engine, gateway(engine, options=LIMITS) as running:
         async with await Caller.connect(running.port) as caller:
             caller.send("/chat", headers={"content-length": "1000"})
-            caller.raw(b"{")
-            answer = await caller.answer()
+            answering = asyncio.ensure_future(caller.answer())
+            while not answering.done():  # each byte comes well within the limit, all of them do not
+                caller.raw(b"{")
+                await asyncio.wait((answering,), timeout=0.05)
+            answer = await answering
             assert (answer.status, answer.json()["error"]["code"]) == (408, "body_too_slow")
         await running.settled()
         assert not engine.seen
