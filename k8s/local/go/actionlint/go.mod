@@ -1,4 +1,4 @@
-module vllm-fleet.dev/hack/actionlint
+module vllm-fleet.dev/local/actionlint
 
 go 1.25.0
 
