@@ -66,6 +66,25 @@ verify: setup ## Fail if a generated file is not what `make generate` writes
 run-gateway: setup ## Run the gateway here, in front of VLLM_URL
 	$(BIN)/vllm-gateway
 
+##@ Release
+.PHONY: release-check package sbom audit workflows
+RELEASE := .venv/release
+release-check: setup ## Fail where two places that carry the version disagree (TAG=v0.1.0 for a tag)
+	$(BIN)/python hack/release_check.py $(TAG)
+package: setup ## Pack both charts into dist/
+	$(BIN)/python hack/package.py
+sbom: setup $(RELEASE)/ready ## What a release is made of, as CycloneDX, into dist/sbom/
+	$(BIN)/python hack/sbom.py
+audit: $(RELEASE)/ready ## Known vulnerabilities of the images' dependencies; fails without the database
+	$(RELEASE)/bin/python hack/audit.py
+workflows: setup $(RELEASE)/ready ## actionlint over .github/workflows, and k8s/compose.yaml by its schema
+	$(BIN)/python hack/workflows.py
+	$(RELEASE)/bin/check-jsonschema --builtin-schema vendor.compose-spec k8s/compose.yaml
+$(RELEASE)/ready: requirements/release.txt | setup
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/pip -q --disable-pip-version-check install --require-hashes -r requirements/release.txt
+	touch $@
+
 ##@ Cluster
 .PHONY: cluster cluster-down images test-e2e
 cluster: ## A Kubernetes: CLUSTER=existing, kind where Docker answers, else a local one built from Go modules

@@ -66,6 +66,23 @@ def find_binary() -> str:
     return binary
 
 
+def package(chart: Path, destination: Path) -> Path:
+    """The archive that `helm package` makes of a chart, in the folder `destination`."""
+    try:
+        import helm_python
+    except ImportError:
+        command = [find_binary(), "package", str(chart), "--destination", str(destination)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    else:
+        helm_python.package(chart, destination=destination)
+    return destination / f"{facts(chart)['name']}-{facts(chart)['version']}.tgz"
+
+
+def facts(chart: Path) -> Mapping[str, Any]:
+    """Chart.yaml."""
+    return dict(yaml.safe_load((chart / "Chart.yaml").read_text()))
+
+
 def manifests(text: str) -> list[Manifest]:
     """The objects of a rendered stream, in its order; documents that hold only comments are left out."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where libyaml is

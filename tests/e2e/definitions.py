@@ -15,32 +15,37 @@ from pathlib import Path
 import cluster
 
 import golang
+from paths import cache
+from shell import lock
 
 FOLDER = Path(__file__).with_name("definitions")
 
 
-def module_folder(module: str) -> Path:
-    """The sources of a required module, downloaded if need be."""
+def module_file(module: str, path: str) -> str:
+    """The text of a file of a required module, which is downloaded if need be."""
     go_mod = (FOLDER / "go.mod").read_text()
     command = [golang.find_go(golang.go_version(go_mod)), "mod", "download", "-json", module]
     environment = os.environ | golang.environment()
-    done = subprocess.run(
-        command, check=False, cwd=FOLDER, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, f"{module}: {done.stdout}{done.stderr}"
-    return Path(json.loads(done.stdout)["Dir"])
+    with lock(cache() / "build.lock", "a build, which deletes modules when it is done"):
+        done = subprocess.run(
+            command, check=False, cwd=FOLDER, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, f"{module}: {done.stdout}{done.stderr}"
+        return (Path(json.loads(done.stdout)["Dir"]) / path).read_text()
 
 
 @contextmanager
 def installed(module: str, path: str) -> Iterator[None]:
     """A definition file of a module, in the cluster for the length of the block."""
-    file = str(module_folder(module) / path)
-    if cluster.run(cluster.tool("kubectl"), "get", "-f", file, check=False).returncode == 0:
+    text = module_file(module, path)
+    look = (cluster.tool("kubectl"), "get", "-f", "-")
+    if cluster.run(*look, stdin=text, check=False).returncode == 0:
         yield
         return
-    cluster.kubectl("apply", "--server-side", "-f", file)
+    cluster.kubectl("apply", "--server-side", "-f", "-", stdin=text)
     try:
-        cluster.kubectl("wait", "--for=condition=Established", "-f", file, "--timeout=30s")
+        wait = ("wait", "--for=condition=Established", "-f", "-", "--timeout=30s")
+        cluster.kubectl(*wait, stdin=text)
         yield
     finally:
-        cluster.kubectl("delete", "-f", file)
+        cluster.kubectl("delete", "-f", "-", stdin=text)
