@@ -8,6 +8,7 @@ defaults are valid; config files are what the two programs accept.
 from __future__ import annotations
 
 import re
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,15 @@ OTHER: dict[str, Any] = {
     "#/$defs/resources": {"requests": {"cpu": "7"}},
     "#/$defs/digest": f"sha256:{'0' * 64}",
     "#/$defs/promDuration": "7s",
+    "#/$defs/alerts": ["VLLMQueueFilling"],
     "#/$defs/operatorConfig": {"logLevel": "debug"},
     "#/$defs/gatewayConfig": {"logLevel": "debug"},
 }
 # Under which every value has its effect, and what one needs beside itself.
-EVERYTHING_ON: Values = {"operator": {"replicas": 2}, "monitoring": {"monitors": True}}
+EVERYTHING_ON: Values = {
+    "operator": {"replicas": 2},
+    "monitoring": {"monitors": True, "rules": {"enabled": True}},
+}
 BESIDE = {
     "gateway.serviceAccount.create": {"gateway": {"serviceAccount": {"name": "mine"}}},
     "operator.serviceAccount.create": {"operator": {"serviceAccount": {"name": "mine"}}},
@@ -74,8 +79,8 @@ def test_every_value_changes_what_is_rendered(chart: helm.Helm, value: chart_val
 
     base = merge(EVERYTHING_ON, BESIDE.get(value.path, {}))
     current: Any = value.default
-    if value.path in ("operator.replicas", "monitoring.monitors"):
-        current = EVERYTHING_ON[value.path.partition(".")[0]][value.path.partition(".")[2]]
+    if value.path in ("operator.replicas", "monitoring.monitors", "monitoring.rules.enabled"):
+        current = reduce(dict.__getitem__, value.path.split("."), EVERYTHING_ON)
     assert rendered(base) != rendered(merge(base, nest(value.path, another(value, current))))
 
 
@@ -111,6 +116,7 @@ def test_an_unknown_value_at_the_top_is_refused(chart: helm.Helm) -> None:
         ("image.pullSecrets", ["just-a-name"]),
         ("monitoring.monitors", "yes"),
         ("monitoring.interval", "soon"),
+        ("monitoring.rules.disabled", ["VLLMQueueFiling"]),
         ("commonLabels", {"replicas": 1}),
     ],
 )

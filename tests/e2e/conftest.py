@@ -18,12 +18,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.e2e)
 
 
-def install_chart() -> None:
+def install_chart(*flags: str) -> None:
+    """Or upgrades it: what `flags` do not set has its default."""
     cluster.run(
         cluster.tool("helm"),
         *("upgrade", "--install", "vllm-fleet", str(cluster.ROOT / "charts" / "vllm-fleet")),
         *("--namespace", cluster.SYSTEM_NAMESPACE, "--create-namespace", "--wait", "--timeout", HELM_WAIT),
         *("--set", "gateway.config.shutdownDelay=5s"),
+        *flags,
     )
 
 

@@ -78,6 +78,7 @@ class Gateway:
         readings = self.metrics.readings
         readings.in_flight = lambda: self.engines.load.snapshot()[0]
         readings.queued = lambda: {key: waiting for key, (waiting, _) in self.queues.snapshot().items()}
+        readings.endpoints = lambda: {key: len(m.endpoints) for key, m in self.holder().models.items()}
         readings.ejected = lambda: self.engines.balancer.ejected(self.holder().models)
         readings.key_problem = lambda: self.keyring.problem
         readings.table_age = self.source.age

@@ -83,9 +83,7 @@ class Operator:
         """What a leader does. Everything starts empty: no state but the cluster."""
         world = World(self._cluster, self._settings, self._clock)
         recorder = Recorder(self._cluster)
-        reconciler = Reconciler(
-            self._cluster, world, self._settings, recorder, self._clock, self.metrics.reconciled
-        )
+        reconciler = Reconciler(self._cluster, world, self._settings, recorder, self._clock, self.metrics)
         queue: Queue[ModelKey] = Queue(
             reconciler, self._clock, concurrency=self._settings.max_concurrent_reconciles
         )
