@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import logging
 import re
+from collections.abc import Callable
 from typing import Protocol
 
 from vllm_operator import names
@@ -21,7 +22,7 @@ from vllm_operator.events import Recorder, transitions
 from vllm_operator.kinds import DEPLOYMENTS, MODELS, Body, ObjectKey
 from vllm_operator.names import ModelKey
 from vllm_operator.observe import Refusal, Snapshot, observe, observe_refused, seconds_until_stalled
-from vllm_operator.render import render
+from vllm_operator.render import engine_key_manifest, render
 from vllm_operator.render.facts import Facts, ImagePin, LiveDeployment
 from vllm_operator.render.scheduling import gpu_resource, suitable_nodes
 from vllm_operator.settings import Settings
@@ -43,7 +44,7 @@ class Telemetry(Protocol):
 
 
 class Reconciler:
-    """Keeps nothing between runs but what it was given."""
+    """`engine_key` gives a model's key, empty where engines ask for none."""
 
     def __init__(
         self,
@@ -53,9 +54,10 @@ class Reconciler:
         recorder: Recorder,
         clock: Clock,
         telemetry: Telemetry,
+        engine_key: Callable[[Metadata], str] = lambda _meta: "",
     ) -> None:
         self._api, self._world, self._settings = api, world, settings
-        self._children = Children(api, world)
+        self._children, self._engine_key = Children(api, world), engine_key
         self._recorder, self._clock, self._telemetry = recorder, clock, telemetry
 
     async def __call__(self, key: ModelKey) -> float | None:
@@ -93,6 +95,8 @@ class Reconciler:
         meta, refusal = model.metadata, None
         try:
             if not model.paused:
+                if key := self._engine_key(meta):
+                    await self._children.ensure_engine_key(meta, engine_key_manifest(model, key))
                 await self._children.bring(meta, manifests)
         except (ForeignObject, Forbidden, Invalid) as error:
             refusal = refusal_of(error)
@@ -108,7 +112,10 @@ class Reconciler:
         status = model.status
         pin = ImagePin(status.image_default_for, status.image) if status.image_default_for else None
         return Facts(
-            nodes=self._world.nodes(), live=live_deployment(self._world.child(DEPLOYMENTS, child)), pin=pin
+            nodes=self._world.nodes(),
+            live=live_deployment(self._world.child(DEPLOYMENTS, child)),
+            pin=pin,
+            engine_key=self._engine_key(model.metadata),
         )
 
     def _snapshot(self, model: VLLMModel, manifests: tuple[Body, ...], refusal: Refusal | None) -> Snapshot:

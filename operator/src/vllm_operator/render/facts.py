@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Manifest = dict[str, Any]
@@ -46,11 +46,14 @@ class ImagePin:
 
 @dataclass(frozen=True)
 class Facts:
-    """`nodes` is None where the operator may not list nodes or does not count GPUs."""
+    """`nodes` is None where the operator may not list nodes or does not count GPUs. `engine_key` is
+    empty where engines ask for none.
+    """
 
     nodes: tuple[Node, ...] | None = None
     live: LiveDeployment | None = None
     pin: ImagePin | None = None
+    engine_key: str = field(default="", repr=False)
 
 
 NOTHING_KNOWN = Facts()
