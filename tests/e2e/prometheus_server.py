@@ -1,9 +1,10 @@
 """A real Prometheus on this machine that scrapes the cluster as the installed monitors say.
 
 The Prometheus Operator's own generator turns the ServiceMonitors and the PodMonitor, read back from the API
-server, into a scrape configuration. Two things are changed in it: discovery and scrapes go through `kubectl
-proxy`, so that pods need not be reachable from here, and rules are evaluated every second. Ports, paths,
-selectors and relabelings stay as the generator wrote them.
+server, into a scrape configuration. Three things are changed in it: the targets are those that discovery.py
+finds, since Debian's Prometheus is built without Kubernetes; scrapes go through `kubectl proxy`, so that pods
+need not be reachable from here; and rules are evaluated every second. Ports, paths, selectors and relabelings
+stay as the generator wrote them.
 """
 
 from __future__ import annotations
@@ -22,11 +23,15 @@ from typing import Any
 import cluster
 import httpx
 import yaml
+from discovery import Objects, groups
 
 MONITORS = "servicemonitors.monitoring.coreos.com,podmonitors.monitoring.coreos.com"
 RULES = "prometheusrules.monitoring.coreos.com"
 PATTERN = r"([^;]+);([^;]+);[^;]+:(\d+);(.+)"
 THROUGH_PROXY = "/api/v1/namespaces/$1/pods/$2:$3/proxy$4"
+
+# What the operator's config reloader fills in, in the pod.
+ENVIRONMENT = {"POD_NAME": "prometheus-0", "SHARD": "0"}
 
 
 @dataclass(frozen=True)
@@ -64,16 +69,18 @@ def version() -> str:
     return f"v{found[1]}"
 
 
-def configuration(monitors: str, proxy: str, rules: Path) -> dict[str, Any]:
-    """The generator's configuration for these monitors, through `proxy` (host:port)."""
+def configuration(monitors: str, objects: Objects, proxy: str, rules: Path) -> dict[str, Any]:
+    """The generator's configuration for these monitors and objects, through `proxy` (host:port)."""
     out = cluster.run(cluster.tool("prometheus-config"), version(), stdin=monitors).stdout
+    for name, value in ENVIRONMENT.items():
+        out = out.replace(f"$({name})", value)
     made: dict[str, Any] = yaml.safe_load(out)
     made["rule_files"] = [str(rules)]
-    made["global"]["evaluation_interval"] = "1s"
+    made["global"] |= {"scrape_interval": "30s", "evaluation_interval": "1s"}
     source = ["__meta_kubernetes_namespace", "__meta_kubernetes_pod_name", "__address__", "__metrics_path__"]
     for job in made["scrape_configs"]:
-        for discovery in job["kubernetes_sd_configs"]:
-            discovery["api_server"] = f"http://{proxy}"
+        discoveries = job.pop("kubernetes_sd_configs")
+        job["static_configs"] = [group for found in discoveries for group in groups(found, objects)]
         path = {"target_label": "__metrics_path__", "regex": PATTERN, "replacement": THROUGH_PROXY}
         job["relabel_configs"] += [
             {"source_labels": ["__address__"], "target_label": "instance"},
@@ -81,6 +88,15 @@ def configuration(monitors: str, proxy: str, rules: Path) -> dict[str, Any]:
             {"target_label": "__address__", "replacement": proxy},
         ]
     return made
+
+
+def objects() -> Objects:
+    """What of the cluster discovery reads."""
+
+    def every(kind: str) -> tuple[dict[str, Any], ...]:
+        return tuple(json.loads(cluster.kubectl("get", kind, "-A", "-o", "json"))["items"])
+
+    return Objects(every("pods"), every("services"), every("endpointslices"))
 
 
 def rule_file() -> dict[str, Any]:
@@ -117,7 +133,7 @@ def running(folder: Path) -> Iterator[Prometheus]:
     rules.write_text(yaml.safe_dump(rule_file()))
     with api_proxy() as proxy:
         monitors = cluster.kubectl("get", MONITORS, "-A", "-o", "json")
-        settings.write_text(yaml.safe_dump(configuration(monitors, proxy, rules)))
+        settings.write_text(yaml.safe_dump(configuration(monitors, objects(), proxy, rules)))
         with process(folder, settings) as prometheus:
             yield prometheus
 

@@ -78,7 +78,8 @@ class Gateway:
         self.holder.tell(self.engines.balancer.follow)
         self.edge = Edge(self.services, make_api(self.services), self.start, self.stop)
         readings = self.metrics.readings
-        readings.in_flight = lambda: self.engines.load.snapshot()[0]
+        # An idle model is a 0, not a gap in a graph.
+        readings.in_flight = lambda: dict.fromkeys(self.holder().models, 0) | self.engines.load.snapshot()[0]
         readings.queued = lambda: {key: waiting for key, (waiting, _) in self.queues.snapshot().items()}
         readings.endpoints = lambda: {key: len(m.endpoints) for key, m in self.holder().models.items()}
         readings.ejected = lambda: self.engines.balancer.ejected(self.holder().models)
