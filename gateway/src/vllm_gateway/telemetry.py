@@ -152,7 +152,7 @@ class Metrics:
         self.upstream_errors.labels(model, reason).inc()
 
     def refused(self, code: str) -> None:
-        """Counts an error that is the gateway's own decision; other codes (a bad body, say) are no refusal."""
+        """Counts an error that is the gateway's own decision; other codes (a bad body) are no refusal."""
         if code in REFUSALS:
             self._refusals.labels(code).inc()
 
