@@ -4,7 +4,7 @@ Proves: a model becomes Service and Deployment with its status, and the second r
 applies the Deployment alone; drift is repaired and what others added stays; a foreign object is never taken
 over; a child of a model made anew is waited for; nothing is made for a model that is gone; an invalid spec
 touches nothing that runs; refusals (quota, right, content) become reasons and are tried again; an unwanted
-child is pruned; the time to Ready is measured; pause; names between namespaces; pinned image; GPU hint; an
+child is pruned; pause; names between namespaces; pinned image; GPU hint; an
 operator killed between two writes converges; Events are few.
 """
 
@@ -20,13 +20,12 @@ from kube_api import VLLM_MODELS, Json, KubeApi, resource
 from kubernetes.aio.client import ApiClient, Configuration
 from vllm_models import model_body
 
-from vllm_operator.api.status import Status
 from vllm_operator.clock import SystemClock
 from vllm_operator.cluster import Cluster
 from vllm_operator.errors import Conflict, Unavailable
 from vllm_operator.events import Recorder
 from vllm_operator.names import ModelKey
-from vllm_operator.reconcile import REFUSED_RETRY_SECONDS, Reconciler, seconds_to_ready
+from vllm_operator.reconcile import REFUSED_RETRY_SECONDS, Reconciler
 from vllm_operator.settings import Settings, parse_settings
 from vllm_operator.world import World
 
@@ -156,26 +155,6 @@ async def test_a_model_becomes_objects_and_a_status_and_then_nothing_is_written(
     assert rig.condition("Reconciling")[0] == ""
     await rig.reconcile()
     assert rig.api.requests == []
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "seconds"),
-    [
-        (("False", "01:00:00"), ("True", "01:02:30"), 150),
-        (("True", "01:00:00"), ("True", "01:00:00"), None),
-        (("True", "01:00:00"), ("False", "01:02:30"), None),
-        (None, ("True", "01:02:30"), None),
-    ],
-)
-def test_the_time_to_ready_is_from_unready_to_ready(
-    before: tuple[str, str] | None, after: tuple[str, str], seconds: float | None
-) -> None:
-    def status(told: tuple[str, str] | None) -> Status:
-        ready = {"type": "Ready", "reason": "Serving", "status": told and told[0]}
-        moment = {"lastTransitionTime": f"2026-11-23T{told[1]}Z"} if told else {}
-        return Status.model_validate({"conditions": (ready | moment,) if told else ()})
-
-    assert seconds_to_ready(status(before), status(after)) == seconds
 
 
 async def test_an_edit_applies_what_differs_alone(rig: Rig) -> None:
