@@ -95,4 +95,5 @@ images: ## Build the operator, gateway and vllm-cpu images
 	$(DRIVER) images
 test-e2e: setup ## End-to-end tests on the cluster, which is made when there is none
 	$(DRIVER) up --images
+	$(DRIVER) prometheus
 	KUBECONFIG=$$($(DRIVER) kubeconfig) $(BIN)/pytest -m e2e tests/e2e

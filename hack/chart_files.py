@@ -11,8 +11,10 @@ from typing import Any
 import yaml
 
 import chart_values
+import dashboards
 import helm
 import json_schema
+import promql
 
 CHART = helm.CHART.relative_to(helm.ROOT)
 Files = dict[Path, str]
@@ -68,9 +70,13 @@ metadata:
     return {CHART / "templates" / "crds" / f"{name.partition('.')[0]}.yaml": text}
 
 
-def dashboards() -> Files:
-    sources = sorted((helm.ROOT / "grafana" / "dashboards").glob("*.json"))
-    return {CHART / "dashboards" / source.name: source.read_text() for source in sources}
+def monitoring() -> Files:
+    """The dashboards, to import by hand and in the chart, and the chart's copy of the rules."""
+    made = dashboards.dashboards().items()
+    folders = (Path("grafana/dashboards"), CHART / "dashboards")
+    files = {folder / name: text for folder in folders for name, text in made}
+    rules = sorted((helm.ROOT / "grafana" / "alerts").glob("*.yaml"))
+    return files | {CHART / "rules" / path.name: path.read_text() for path in rules}
 
 
 def values_schema(operator: chart_values.Schema, gateway: chart_values.Schema) -> Files:
@@ -79,7 +85,12 @@ def values_schema(operator: chart_values.Schema, gateway: chart_values.Schema) -
     moved = yaml.safe_load((helm.CHART / "moved-values.yaml").read_text())
     # The pod's grace period is computed from these two, so `null` may not take them away.
     computed_from = {"required": ["shutdownDelay", "drainTimeout"]}
-    definitions = {"operatorConfig": operator, "gatewayConfig": gateway | computed_from}
+    alerts = [rule["alert"] for rule in promql.rules() if "alert" in rule]
+    definitions = {
+        "operatorConfig": operator,
+        "gatewayConfig": gateway | computed_from,
+        "alerts": {"type": "array", "items": {"enum": alerts}, "uniqueItems": True},
+    }
     schema = chart_values.values_schema(values, definitions, moved)
     return {CHART / "values.schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n"}
 
@@ -100,7 +111,8 @@ def install_manifest(generated: Files) -> Files:
     with tempfile.TemporaryDirectory() as folder:
         chart = Path(folder) / CHART.name
         shutil.copytree(helm.CHART, chart)
-        write(Path(folder), {path.relative_to(CHART.parent): text for path, text in generated.items()})
+        own = {path: text for path, text in generated.items() if path.is_relative_to(CHART)}
+        write(Path(folder), {path.relative_to(CHART.parent): text for path, text in own.items()})
         rendered = helm.manifests(helm.find_helm(chart).template({}, release))
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": release.namespace}}
     objects = [namespace, *(_without_helm(manifest) for manifest in rendered if not _is_hook(manifest))]

@@ -1,7 +1,8 @@
 """Writes the committed files that are made from others; with --check, fails where one is stale.
 
 typed models of the API       -> charts/vllm-fleet/templates/crds/
-grafana/dashboards/            -> charts/vllm-fleet/dashboards/
+grafana/sources/               -> grafana/dashboards/, charts/vllm-fleet/dashboards/
+grafana/alerts/                -> charts/vllm-fleet/rules/
 values.yaml, settings models   -> charts/vllm-fleet/values.schema.json
 values.yaml, models of the API -> charts/vllm-models/values.schema.json
 the chart with all of these    -> k8s/install.yaml
@@ -33,7 +34,7 @@ def generate() -> Files:
     gateway = settings_schema(vllm_gateway.settings.Settings)
     chart = (
         chart_files.crd_template(crd)
-        | chart_files.dashboards()
+        | chart_files.monitoring()
         | chart_files.values_schema(operator, gateway)
         | chart_files.models_schema(crd)
     )
@@ -53,7 +54,8 @@ def stale(files: Files) -> Iterable[Path]:
         target = ROOT / path
         if not target.exists() or target.read_text() != text:
             yield path
-    present = {*(ROOT / CHART / "dashboards").glob("*"), *reference.generated_pages()}
+    folders = (ROOT / "grafana" / "dashboards", ROOT / CHART / "dashboards", ROOT / CHART / "rules")
+    present = {*(path for folder in folders for path in folder.glob("*")), *reference.generated_pages()}
     yield from sorted({path.relative_to(ROOT) for path in present} - files.keys())
 
 

@@ -1,9 +1,11 @@
-"""The dashboards name only what is exported.
+"""The dashboards and rules name only what is exported, and all of it.
 
-Proves: every metric in every expression is exported by the gateway or the operator, or is in the list of
-vLLM's; every label that is matched or grouped by exists on it; a legend uses labels that its expression
-keeps; every panel asks the chosen data source; ids are unique and panels do not overlap; the check finds a
-wrong name. That the queries return data is shown where there is a Prometheus.
+Proves: every expression is PromQL; every metric in it is exported by the gateway or the operator, recorded by
+a rule, or in the list of vLLM's; every label that is matched or grouped by exists on it; a legend uses labels
+that its expression keeps; every exported metric is shown or watched somewhere; Grafana's own SDK reads each
+dashboard and loses nothing; ids are unique and panels do not overlap; panels say what they show where there
+is no data; every alert has a severity, a summary and a runbook that exists; each check finds a fault. That
+the queries return data is shown where there is a Prometheus (tests/e2e/test_8_monitoring.py).
 """
 
 from __future__ import annotations
@@ -13,32 +15,31 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
+import dashboards
 import helm
+import promql
 from metrics_catalogue import Exported, exported
+from promql import Query
 from vllm_gateway.telemetry import Metrics as GatewayMetrics
 from vllm_operator.metrics import Metrics as OperatorMetrics
 
-FILES = sorted((helm.ROOT / "grafana" / "dashboards").glob("*.json"))
+DASHBOARDS = promql.dashboards()
+RULES = promql.rules()
 # What a scrape through the Prometheus Operator adds to every series.
 TARGET_LABELS = {"namespace", "pod", "container", "endpoint", "job", "instance"}
-WORDS = {
-    "by",
-    "without",
-    "and",
-    "or",
-    "unless",
-    "on",
-    "ignoring",
-    "group_left",
-    "group_right",
-    "bool",
-    "offset",
-}
+TROUBLESHOOTING = "docs/troubleshooting.md"
+
+
+def ours() -> list[Exported]:
+    return [*exported(GatewayMetrics().registry), *exported(OperatorMetrics(list).registry)]
 
 
 def vllm_metrics() -> Iterator[Exported]:
@@ -51,71 +52,43 @@ def vllm_metrics() -> Iterator[Exported]:
 
 def series() -> dict[str, set[str]]:
     """Every series that Prometheus can have of us, with its labels."""
-    ours = [*exported(GatewayMetrics().registry), *exported(OperatorMetrics(list).registry)]
-    return {
+    found = {
         name: TARGET_LABELS | set(metric.labels) | ({"le"} if name.endswith("_bucket") else set())
-        for metric in (*ours, *vllm_metrics())
+        for metric in (*ours(), *vllm_metrics())
         for name in metric.series
     }
+    return found | {rule["record"]: set(promql.grouped(rule["expr"])) for rule in RULES if "record" in rule}
 
 
-class Query(NamedTuple):
-    """An expression, and the legend of its series."""
-
-    panel: str
-    expr: str
-    legend: str
-
-
-def queries(dashboard: dict[str, Any]) -> Iterator[Query]:
-    for panel in dashboard["panels"]:
-        for target in panel.get("targets", ()):
-            yield Query(panel["title"], target["expr"], target.get("legendFormat", ""))
-    for variable in dashboard["templating"]["list"]:
-        if variable["type"] == "query":
-            found = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]["query"])
-            assert found, variable
-            yield Query(variable["name"], found[1], f"{{{{{found[2]}}}}}")
-
-
-def selectors(expr: str) -> Iterator[tuple[str, set[str]]]:
-    """Each metric name of an expression with the labels that are matched on it."""
-    named = re.search(r'__name__=~"([^"]*)"', expr)
-    bare = re.sub(r'"[^"]*"', '""', expr)  # values may hold braces of Grafana's variables
-    bare = re.sub(r"\b(by|without|on|ignoring)\s*\([^)]*\)|\[[^\]]*\]", " ", bare)
-    for name, matchers in re.findall(r"([A-Za-z_:][\w:]*)?\s*\{([^}]*)\}", bare):
-        labels = set(re.findall(r"(\w+)\s*[=!]", matchers)) - {"__name__"}
-        yield from ((each, labels) for each in (named[1].split("|") if named and not name else [name]))
-    for name in re.findall(r"[A-Za-z_:][\w:]*(?!\s*[\w:({])", re.sub(r"\{[^}]*\}", "{}", bare)):
-        if name not in WORDS:
-            yield name, set()
+def every_query() -> list[Query]:
+    shown = [query for made in DASHBOARDS.values() for query in promql.dashboard_queries(made)]
+    return [*shown, *promql.rule_queries()]
 
 
 def complaints(query: Query, known: dict[str, set[str]]) -> Iterator[str]:
-    grouped = re.findall(r"\bby\s*\(([^)]*)\)", query.expr)
-    kept = {label.strip() for labels in grouped for label in labels.split(",")}
-    names = list(selectors(query.expr))
-    for name, labels in names:
-        if name not in known:
-            yield f"{query.panel}: {name} is not exported"
-        elif missing := (labels | kept) - known[name]:
-            yield f"{query.panel}: {name} has no label {', '.join(sorted(missing))}"
+    expr = query.expanded()
+    kept = promql.grouped(expr)
+    found = list(promql.selectors(expr))
+    for selector in found:
+        if selector.name not in known:
+            yield f"{query.where}: {selector.name} is not exported"
+        elif missing := (selector.labels | kept) - known[selector.name]:
+            yield f"{query.where}: {selector.name} has no label {', '.join(sorted(missing))}"
     legend = set(re.findall(r"{{(\w+)}}", query.legend))
-    shown = kept if grouped or not names else known.get(names[0][0], set())
+    shown = kept or (known.get(found[0].name, set()) if found else set())
     if legend - shown:
-        yield f"{query.panel}: the legend's {', '.join(sorted(legend - shown))} is aggregated away"
+        yield f"{query.where}: the legend's {', '.join(sorted(legend - shown))} is aggregated away"
 
 
-@pytest.fixture(params=FILES, ids=lambda file: file.name)
+@pytest.fixture(params=list(DASHBOARDS.values()), ids=list(DASHBOARDS))
 def dashboard(request: pytest.FixtureRequest) -> dict[str, Any]:
-    return dict(json.loads(request.param.read_text()))
+    return dict(request.param)
 
 
-def test_every_query_names_what_is_exported(dashboard: dict[str, Any]) -> None:
+def test_every_query_names_what_is_exported() -> None:
     known = series()
-    found = list(queries(dashboard))
-    assert len(found) > 20
-    assert [complaint for query in found for complaint in complaints(query, known)] == []
+    assert len(every_query()) > 100
+    assert [complaint for query in every_query() for complaint in complaints(query, known)] == []
 
 
 @pytest.mark.parametrize(
@@ -131,7 +104,7 @@ def test_every_query_names_what_is_exported(dashboard: dict[str, Any]) -> None:
         ("sum by (code) (vllm_gateway_requests_total)", "{{model}}", "the legend's model is aggregated away"),
         ("vllm_gateway_connections / up", "", "up is not exported"),
         (
-            "rate(vllm_gateway_request_duration_seconds[5m])",
+            "rate(vllm_gateway_request_duration_seconds[$__rate_interval])",
             "",
             "vllm_gateway_request_duration_seconds is not exported",
         ),
@@ -142,11 +115,65 @@ def test_the_check_finds_a_wrong_name(expr: str, legend: str, complaint: str) ->
     assert list(complaints(Query("panel", expr, legend), series())) == [f"panel: {complaint}"]
 
 
+def test_an_expression_that_is_no_promql_is_an_error() -> None:
+    with pytest.raises(ValueError, match="unclosed left parenthesis"):
+        list(promql.selectors("sum(rate(x[5m])"))
+
+
+def test_every_metric_is_shown_or_watched() -> None:
+    used = {selector.name for query in every_query() for selector in promql.selectors(query.expanded())}
+    assert [metric.name for metric in ours() if not used & set(metric.series)] == []
+
+
+def lost(given: Any, back: Any, path: str = "") -> Iterator[str]:
+    """What is not in `back` as it is in `given`."""
+    if isinstance(given, dict) and isinstance(back, dict):
+        for key, value in given.items():
+            yield from lost(value, back.get(key), f"{path}.{key}")
+    elif isinstance(given, list) and isinstance(back, list) and len(given) == len(back):
+        for number, (one, other) in enumerate(zip(given, back, strict=True)):
+            yield from lost(one, other, f"{path}[{number}]")
+    elif given != back:
+        yield f"{path}: {given!r} became {back!r}"
+
+
+def through_grafanas_types(made: dict[str, Any]) -> Any:
+    register_default_plugins()
+    return json.loads(JSONEncoder().encode(Dashboard.from_json(made)))
+
+
+def test_grafanas_own_types_hold_the_whole_dashboard(dashboard: dict[str, Any]) -> None:
+    assert list(lost(dashboard, through_grafanas_types(dashboard))) == []
+
+
+def test_the_check_finds_a_field_that_grafana_does_not_have(dashboard: dict[str, Any]) -> None:
+    changed = json.loads(json.dumps(dashboard))
+    changed["panels"][0]["fieldConfig"]["defaults"]["units"] = "s"
+    assert list(lost(changed, through_grafanas_types(changed))) == [
+        ".panels[0].fieldConfig.defaults.units: 's' became None"
+    ]
+
+
 def test_panels_ask_the_chosen_data_source(dashboard: dict[str, Any]) -> None:
     for panel in dashboard["panels"]:
         if panel["type"] != "row":
-            assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
             assert panel["targets"]
+            for asked in (panel, *panel["targets"]):
+                assert asked["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+
+
+def test_panels_say_what_no_data_means(dashboard: dict[str, Any]) -> None:
+    shown = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+    assert all(panel["fieldConfig"]["defaults"]["noValue"] for panel in shown)
+    assert all(panel["fieldConfig"]["defaults"]["unit"] for panel in shown)
+
+
+def test_series_of_one_panel_are_told_apart(dashboard: dict[str, Any]) -> None:
+    for panel in dashboard["panels"]:
+        legends = [target.get("legendFormat", "") for target in panel.get("targets", ())]
+        if panel["type"] != "table" and len(legends) > 1:
+            assert all(legends), panel["title"]
+            assert len(set(legends)) == len(legends), panel["title"]
 
 
 def test_panels_have_their_own_ids_and_places(dashboard: dict[str, Any]) -> None:
@@ -164,7 +191,69 @@ def test_panels_have_their_own_ids_and_places(dashboard: dict[str, Any]) -> None
     assert max(x for x, _ in cells) < 24
 
 
-def test_dashboards_are_told_apart() -> None:
-    uids = [json.loads(file.read_text())["uid"] for file in FILES]
-    assert len(uids) == len(set(uids))
-    assert all(len(uid) <= 40 for uid in uids)
+def test_panels_flow_into_the_next_line() -> None:
+    cursor = dashboards.Cursor()
+    places = [cursor.place(width, height)["gridPos"] for width, height in ((16, 4), (8, 8), (8, 8))]
+    assert [(place["x"], place["y"]) for place in places] == [(0, 0), (16, 0), (0, 8)]
+
+
+def test_dashboards_are_told_apart_and_linked() -> None:
+    uids = [made["uid"] for made in DASHBOARDS.values()]
+    assert len(uids) == len(set(uids)) == 4
+    for made in DASHBOARDS.values():
+        (link,) = made["links"]
+        assert set(link["tags"]) <= set(made["tags"])
+    linked = set(re.findall(r"/d/([\w-]+)\?", json.dumps(DASHBOARDS)))
+    assert linked <= set(uids)
+
+
+def anchors(text: str) -> set[str]:
+    """Of a Markdown page's headings, as the usual hosts make them."""
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def labels_of(expr: str) -> frozenset[str]:
+    """What the series of an expression can have."""
+    read = [series().get(selector.name, set()) for selector in promql.selectors(expr)]
+    return promql.grouped(expr) or frozenset(read[0])
+
+
+def alert_faults(rule: dict[str, Any], known: set[str]) -> Iterator[str]:
+    page, _, anchor = rule["annotations"].get("runbook_url", "").partition("#")
+    if page != TROUBLESHOOTING or anchor not in known:
+        yield f"{rule['alert']}: no runbook at {page}#{anchor}"
+    if not rule["annotations"].get("summary"):
+        yield f"{rule['alert']}: no summary"
+    if rule["labels"].get("severity") not in {"warning", "critical"}:
+        yield f"{rule['alert']}: no severity"
+    used = set(re.findall(r"\$labels\.(\w+)", json.dumps(rule["annotations"])))
+    if gone := used - labels_of(rule["expr"]):
+        yield f"{rule['alert']}: {', '.join(sorted(gone))} is aggregated away"
+
+
+def test_every_alert_tells_what_it_is_and_what_to_do() -> None:
+    known = anchors((helm.ROOT / TROUBLESHOOTING).read_text())
+    alerts = [rule for rule in RULES if "alert" in rule]
+    assert len(alerts) > 12
+    assert [fault for rule in alerts for fault in alert_faults(rule, known)] == []
+
+
+def test_the_check_finds_a_poor_alert() -> None:
+    rule = {
+        "alert": "A",
+        "expr": "sum by (pod) (up)",
+        "labels": {},
+        "annotations": {"description": "{{ $labels.model }}"},
+    }
+    assert list(alert_faults(rule, {"a"})) == [
+        "A: no runbook at #",
+        "A: no summary",
+        "A: no severity",
+        "A: model is aggregated away",
+    ]
+
+
+def test_every_alert_has_an_entry_of_its_own() -> None:
+    headings = re.findall(r"^### (\w+)$", (helm.ROOT / TROUBLESHOOTING).read_text(), flags=re.MULTILINE)
+    assert sorted(headings) == sorted(rule["alert"] for rule in RULES if "alert" in rule)

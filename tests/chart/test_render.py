@@ -129,12 +129,30 @@ def test_budgets_only_where_they_can_hold(render: Any) -> None:
 def test_monitors_where_their_api_is_or_where_asked_for(
     render: Any, wanted: object, release: helm.Release, rendered: bool
 ) -> None:
-    found = [
-        m for m in render({"monitoring": {"monitors": wanted}}, release) if m["kind"].endswith("Monitor")
-    ]
-    assert sorted(m["kind"] for m in found) == (
-        ["PodMonitor", "ServiceMonitor", "ServiceMonitor"] if rendered else []
+    def kinds(monitoring: Values, *kinds: str) -> list[str]:
+        found = [m["kind"] for m in render({"monitoring": monitoring}, release)]
+        return sorted(kind for kind in found if kind in kinds)
+
+    monitors = ["PodMonitor", "ServiceMonitor", "ServiceMonitor"]
+    assert kinds({"monitors": wanted}, *monitors) == (monitors if rendered else [])
+    rules = {"monitors": False, "rules": {"enabled": wanted}}
+    assert kinds(rules, *monitors, "PrometheusRule") == (["PrometheusRule"] if rendered else [])
+
+
+def test_rules_are_whole_but_for_what_is_disabled(find: Any) -> None:
+    source = yaml.safe_load((helm.ROOT / "grafana" / "alerts" / "vllm-fleet.yaml").read_text())
+    assert find("PrometheusRule", "vllm-fleet-rules")["spec"] == source
+    base = "https://git.example.com/"
+    values = {"rules": {"disabled": ["VLLMQueueFilling"], "runbooks": base, "labels": {"a": "b"}}}
+    rendered = find("PrometheusRule", "vllm-fleet-rules", {"monitoring": values})
+    assert rendered["metadata"]["labels"]["a"] == "b"
+    before, after = (
+        {rule["alert"]: rule for group in spec["groups"] for rule in group["rules"] if "alert" in rule}
+        for spec in (source, rendered["spec"])
     )
+    assert before.keys() - after.keys() == {"VLLMQueueFilling"}
+    for name, rule in after.items():
+        assert rule["annotations"]["runbook_url"] == base + before[name]["annotations"]["runbook_url"]
 
 
 def matches(selector: Values, labels: Values) -> bool:

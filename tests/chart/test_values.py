@@ -8,6 +8,7 @@ defaults are valid; config files are what the two programs accept.
 from __future__ import annotations
 
 import re
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ OTHER: dict[str, Any] = {
     "#/$defs/operatorConfig/properties/networkPolicy/properties/allowFrom": [
         {"podLabels": {"changed": "yes"}}
     ],
+    "#/$defs/alerts": ["VLLMQueueFilling"],
     "#/$defs/operatorConfig": {"logLevel": "debug"},
     "#/$defs/gatewayConfig": {"logLevel": "debug"},
 }
@@ -52,7 +54,7 @@ EVERYTHING_ON: Values = {
         "test": {"keySecret": {"name": "key"}},
     },
     "networkPolicy": {"egress": {"enabled": True}},
-    "monitoring": {"monitors": True},
+    "monitoring": {"monitors": True, "rules": {"enabled": True}},
 }
 BESIDE: dict[str, Values] = {
     "gateway.serviceAccount.create": {"gateway": {"serviceAccount": {"name": "mine"}}},
@@ -140,6 +142,7 @@ def test_an_unknown_value_at_the_top_is_refused(chart: helm.Helm) -> None:
         ("image.pullSecrets", ["just-a-name"]),
         ("monitoring.monitors", "yes"),
         ("monitoring.interval", "soon"),
+        ("monitoring.rules.disabled", ["VLLMQueueFiling"]),
         ("commonLabels", {"replicas": 1}),
     ],
 )

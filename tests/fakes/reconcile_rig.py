@@ -29,6 +29,7 @@ class Rig:
     def __init__(self, api: KubeApi, client: ApiClient, settings: Settings) -> None:
         self.api = api
         self.results: list[str] = []
+        self.waited: list[float] = []
         cluster = Cluster(client)
         self.world = World(cluster, settings, SystemClock())
         recorder = Recorder(cluster)
@@ -38,8 +39,14 @@ class Rig:
             settings,
             recorder,
             SystemClock(),
-            lambda result, _s: self.results.append(result),
+            self,
         )
+
+    def reconciled(self, result: str, seconds: float) -> None:
+        self.results.append(result)
+
+    def became_ready(self, seconds: float) -> None:
+        self.waited.append(seconds)
 
     async def reconcile(self, key: ModelKey = KEY) -> float | None:
         """After the tables have heard of everything."""

@@ -171,6 +171,7 @@ async def test_requests_a_minute(gateway: Any, tmp_path: Path) -> None:
             error = refused(await ask(running.port, path, body, headers=ALICE), 429, "rate_limit_exceeded")
             assert "'alice'" in error["message"]
         refused(await get(running.port, "/models", **ALICE), 429, "rate_limit_exceeded")
+        assert running.metric("refusals_total", code="rate_limit_exceeded") == len(EVERY) + 1
         assert (await ask(running.port, "/chat", {"message": "x"}, headers=BOB)).status == 200
         assert len(engine.seen) == 3
 

@@ -1,8 +1,9 @@
 """The management port and what it reports.
 
 Proves: it answers while the request loop is blocked; /livez fails when that loop hangs; /load has the shape
-that the operator scales by; metrics have bounded labels and count what happened; the access log has one
-line a request, without bodies or keys; FastAPI's document covers the relayed routes.
+that the operator scales by; metrics have bounded labels and count what happened; refusals count the gateway's
+own codes only; the access log has one line a request, without bodies or keys; FastAPI's document covers the
+relayed routes.
 """
 
 from __future__ import annotations
@@ -103,10 +104,12 @@ async def test_metrics_count_what_happened(gateway: Any) -> None:
             await caller.head()
             assert running.metric("in_flight", model="m") == 1
             assert running.metric("connections") == 1
+            assert running.metric("endpoints", model="m") == 1
             await caller.chunks()
         await ask(running.port, "/chat", {"message": "x"})
         await running.settled()
-        assert running.metric("in_flight", model="m") == 0
+        idle = running.gateway.metrics.registry.get_sample_value("vllm_gateway_in_flight", {"model": "m"})
+        assert idle == 0
         assert running.metric("requests_total", model="m", route="/v1/chat/completions", code="200") == 1
         assert running.metric("request_duration_seconds_count", model="m", route="/chat") == 1
         assert running.metric("time_to_first_token_seconds_count", model="m") == 1
@@ -123,6 +126,15 @@ async def test_tokens_of_a_stream_that_broke_are_counted_by_its_events(gateway: 
         await ask(running.port, "/v1/chat/completions", CHAT)
         await running.settled()
         assert running.metric("tokens_total", model="m", key="anonymous", kind="completion") == 4
+
+
+async def test_an_engines_words_are_no_refusals(gateway: Any) -> None:
+    words = {"error": {"message": "no", "code": "invented"}}
+    async with FakeEngine(fake.answer(400, words)) as engine, gateway(engine) as running:
+        await ask(running.port, "/v1/chat/completions", CHAT)
+        await ask(running.port, "/v1/chat/completions", CHAT | {"model": "none"})
+        assert running.metric("refusals_total", code="invented") == 0
+        assert running.metric("refusals_total", code="model_not_found") == 1
 
 
 def test_gaps_are_a_histogram() -> None:

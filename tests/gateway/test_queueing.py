@@ -87,6 +87,7 @@ async def test_requests_wait_in_order_and_one_too_many_is_told(gateway: Any) -> 
             assert (answer.status, answer.json()["error"]["code"]) == (429, "queue_full")
             assert int(answer.headers["retry-after"]) >= 1
             assert ("param" in answer.json()["error"]) is path.startswith("/v1")
+        assert running.metric("refusals_total", code="queue_full") == 3
         assert load_report(running.gateway.services)["models"]["m"]["queued"] == 2
         assert load_report(running.gateway.services)["models"]["m"]["oldest_queued_seconds"] > 0
         assert engine.active == 1

@@ -26,6 +26,7 @@ PROGRAMS = (
     golang.KWOK,
     golang.PAUSE,
     golang.KIND,
+    golang.PROMETHEUS_CONFIG,
 )
 
 

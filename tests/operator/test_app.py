@@ -239,7 +239,9 @@ async def test_the_management_port(api: KubeApi, caplog: pytest.LogCaptureFixtur
                 text = await response.text()
     for line in (
         'vllm_operator_models{ready="false",reason="Starting"} 1.0',
+        'vllm_operator_model_ready{model="ns/m",reason="Starting"} 0.0',
         'vllm_operator_gpus{state="requested"} 1.0',
+        "vllm_operator_time_to_ready_seconds_count 0.0",
         "vllm_operator_leader 1.0",
         'vllm_operator_reconciles_total{result="ok"}',
         "vllm_operator_reconcile_duration_seconds_bucket",

@@ -42,6 +42,7 @@ async def test_a_model_becomes_objects_and_a_status_and_then_nothing_is_written(
     await rig.reconcile()
     assert rig.writes() == ["PATCH status"]
     assert rig.condition("Ready") == ("True", "Serving", "1 of 1 replicas serve")
+    assert [0 <= seconds < 60 for seconds in rig.waited] == [True]
     assert rig.condition("Reconciling")[0] == ""
     await rig.reconcile()
     assert rig.api.requests == []

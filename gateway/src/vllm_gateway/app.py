@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from types import FrameType
 
 import uvicorn
@@ -82,14 +82,19 @@ class Gateway:
         self.holder.tell(self.engines.balancer.follow)
         self.edge = Edge(self.services, make_api(self.services), self.start, self.stop)
         readings = self.metrics.readings
-        readings.in_flight = lambda: self.engines.load.snapshot()[0]
+        readings.in_flight = self._in_flight
         readings.queued = lambda: {key: waiting for key, (waiting, _) in self.queues.snapshot().items()}
+        readings.endpoints = lambda: {key: len(m.endpoints) for key, m in self.holder().models.items()}
         readings.ejected = lambda: self.engines.balancer.ejected(self.holder().models)
         readings.key_problem = lambda: self.keyring.problem
         readings.table_age = self.source.age
         if (certificate := self.certificate) is not None:
             readings.certificate_problem = lambda: certificate.problem
         self._background: list[asyncio.Task[None]] = []
+
+    def _in_flight(self) -> Mapping[str, int]:
+        """An idle model is a 0, not a gap in a graph."""
+        return {**dict.fromkeys(self.holder().models, 0), **self.engines.load.snapshot()[0]}
 
     def _make_source(self, settings: Settings) -> Source:
         if settings.backends:

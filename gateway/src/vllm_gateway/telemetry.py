@@ -21,6 +21,13 @@ from prometheus_client.registry import Collector
 UNKNOWN_MODEL = "unknown"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 300)
+REFUSALS = frozenset(  # codes of errors.py and policy; an engine's own words never become a label
+    {
+        *("missing_api_key", "invalid_api_key", "rate_limit_exceeded"),
+        *("model_not_found", "model_not_allowed", "model_not_ready"),
+        *("queue_full", "queue_timeout", "shutting_down"),
+    }
+)
 _GAP_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5, 5, 10, 60)
 
 
@@ -56,6 +63,7 @@ class Readings(Collector):
         self.gaps: dict[str, Gaps] = {}
         self.in_flight: Callable[[], Mapping[str, int]] = dict
         self.queued: Callable[[], Mapping[str, int]] = dict
+        self.endpoints: Callable[[], Mapping[str, int]] = dict
         self.ejected: Callable[[], Mapping[str, int]] = dict
         self.key_problem: Callable[[], str] = str
         self.certificate_problem: Callable[[], str] = str
@@ -65,6 +73,7 @@ class Readings(Collector):
     def collect(self) -> Iterable[Metric]:
         yield _by_model("in_flight", "Requests at engines now.", self.in_flight())
         yield _by_model("queued", "Requests that wait for a place or a first endpoint.", self.queued())
+        yield _by_model("endpoints", "Ready endpoints in the table, ejected ones too.", self.endpoints())
         yield _by_model("ejected_endpoints", "Endpoints left alone since they failed.", self.ejected())
         yield GaugeMetricFamily(
             "vllm_gateway_key_file_failed",
@@ -148,6 +157,9 @@ class Metrics:
         self.streams_ended = self._counter("streams_ended", "Streams by how they ended.", "model", "outcome")
         self.upstream_errors = self._counter("upstream_errors", "Failures of engines.", "model", "reason")
         self.retries = self._counter("retries", "Requests tried again elsewhere.")
+        self._refusals = self._counter(
+            "refusals", "Requests that the gateway itself refused, by the error's code.", "code"
+        )
         self.queue_wait = self._histogram(
             "queue_wait_seconds", "How long requests waited that had to wait.", _SECONDS, "model"
         )
@@ -160,6 +172,11 @@ class Metrics:
 
     def upstream_error(self, model: str, reason: str) -> None:
         self.upstream_errors.labels(model, reason).inc()
+
+    def refused(self, code: str) -> None:
+        """Counts an error that is the gateway's own decision; other codes (a bad body) are no refusal."""
+        if code in REFUSALS:
+            self._refusals.labels(code).inc()
 
     def retry(self) -> None:
         self.retries.inc()

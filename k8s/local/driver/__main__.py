@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     add_faults(commands)
     add_kwok(commands)
     simple(commands, "images", "build the images; --help tells more", lambda: run_images([]))
+    simple(commands, "prometheus", "fetch what the monitoring's tests run", run_prometheus)
     simple(commands, "demo", "from nothing to a streamed chat", run_demo)
     return top
 
@@ -94,6 +95,12 @@ def run_images(arguments: list[str]) -> None:
     import images
 
     images.main(arguments)
+
+
+def run_prometheus() -> None:
+    import prometheus
+
+    prometheus.ensure()
 
 
 def run_demo() -> None:

@@ -31,7 +31,8 @@ class Program:
 
     `package` is its main package, `version_of` the module whose version is the program's, `stamps` the Go
     variables that carry the version, as templates of `version`, `major` and `minor`, and `seconds` what a
-    first build takes on two cores.
+    first build takes on two cores. `keep` names a YAML file to lie beside the program, and the files of that
+    module which it is put together from.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Program:
     seconds: int
     package: str = "."
     stamps: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -88,8 +90,31 @@ HELM = Program(
     "helm.sh/helm/v4/cmd/helm",
     ("helm.sh/helm/v4/internal/version.version={version}",),
 )
-KWOK = Program("kwok", "sigs.k8s.io/kwok", 60, "sigs.k8s.io/kwok/cmd/kwok")
+KWOK = Program(
+    "kwok",
+    "sigs.k8s.io/kwok",
+    60,
+    "sigs.k8s.io/kwok/cmd/kwok",
+    keep=(  # what its fake nodes and pods do
+        "stages.yaml",
+        "kustomize/stage/node/fast/*.yaml",
+        "kustomize/stage/node/heartbeat-with-lease/*.yaml",
+        "kustomize/stage/pod/fast/*.yaml",
+    ),
+)
 PAUSE = Program("pause", "vllm-fleet.dev/local/pause", 5)
+PROMETHEUS_CONFIG = Program(
+    "prometheus-config",
+    "github.com/prometheus-operator/prometheus-operator",
+    180,
+    keep=(
+        "monitoring-crds.yaml",
+        *(
+            f"example/prometheus-operator-crd/monitoring.coreos.com_{kind}.yaml"
+            for kind in ("servicemonitors", "podmonitors", "prometheusrules")
+        ),
+    ),
+)
 KIND = Program("kind", "sigs.k8s.io/kind", 30, "sigs.k8s.io/kind")
 
 
@@ -144,22 +169,19 @@ def build(go: str, program: Program) -> None:
             fresh / program.name,
         ]
         run([go, "build", *flags, program.package], LOG, cwd=program.folder, env=environment())
-        if program is KWOK:
-            keep_stages(go, fresh)
+        if program.keep:
+            keep_files(go, program, fresh)
     fresh.rename(target.parent)
 
 
-def keep_stages(go: str, folder: Path) -> None:
-    """KWOK's stages say what its fake nodes and pods do; they lie in the module beside the program."""
-    module = output([go, "list", "-m", "-f", "{{.Dir}}", KWOK.version_of], cwd=KWOK.folder, env=environment())
-    stages = Path(module.strip()) / "kustomize" / "stage"
-    texts = [
-        path.read_text()
-        for part in ("node/fast", "node/heartbeat-with-lease", "pod/fast")
-        for path in sorted((stages / part).glob("*.yaml"))
-        if path.name != "kustomization.yaml"
-    ]
-    (folder / "stages.yaml").write_text("\n---\n".join(texts))
+def keep_files(go: str, program: Program, folder: Path) -> None:
+    """Copies what `keep` names before the module's sources are deleted."""
+    listing = [go, "list", "-m", "-f", "{{.Dir}}", program.version_of]
+    module = Path(output(listing, cwd=program.folder, env=environment()).strip())
+    name, *patterns = program.keep
+    paths = [path for pattern in patterns for path in sorted(module.glob(pattern))]
+    texts = [path.read_text() for path in paths if path.name != "kustomization.yaml"]
+    (folder / name).write_text("\n---\n".join(texts))
 
 
 def environment() -> dict[str, str]:

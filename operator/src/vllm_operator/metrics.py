@@ -28,11 +28,18 @@ class FleetCollector:
         gpus = GaugeMetricFamily(
             "vllm_operator_gpus", "GPUs that models ask for, and of ready pods.", labels=["state"]
         )
+        states = GaugeMetricFamily(
+            "vllm_operator_model_ready",
+            "1 for a model whose condition Ready is True, else 0, with the condition's reason.",
+            labels=["model", "reason"],
+        )
         tally: Tally[tuple[str, str]] = Tally()
         requested = ready = 0
         for body in self._bodies():
             status = body.get("status") or {}
-            tally[_readiness(status)] += 1
+            readiness, reason = _readiness(status)
+            tally[readiness, reason] += 1
+            states.add_metric([_name(body), reason], float(readiness == "true"))
             requested += status.get("gpus", 0)
             ready += _ready_gpus(body, status)
         for labels, count in sorted(tally.items()):
@@ -40,7 +47,13 @@ class FleetCollector:
         gpus.add_metric(["requested"], requested)
         gpus.add_metric(["ready"], ready)
         yield models
+        yield states
         yield gpus
+
+
+def _name(body: dict[str, Any]) -> str:
+    """As the gateway calls it in its own label `model`."""
+    return f"{body['metadata']['namespace']}/{body['metadata']['name']}"
 
 
 def _readiness(status: dict[str, Any]) -> tuple[str, str]:
@@ -72,6 +85,12 @@ class Metrics:
             registry=self.registry,
             buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
         )
+        self._to_ready = Histogram(
+            "vllm_operator_time_to_ready_seconds",
+            "From when a model was applied, or lost its readiness, to Ready.",
+            registry=self.registry,
+            buckets=(5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600),
+        )
         self._api_errors = Counter(
             "vllm_operator_api_errors",
             "Failed requests to the API server, 0 for no answer.",
@@ -85,6 +104,9 @@ class Metrics:
     def reconciled(self, result: str, seconds: float) -> None:
         self._reconciles.labels(result).inc()
         self._duration.observe(seconds)
+
+    def became_ready(self, seconds: float) -> None:
+        self._to_ready.observe(seconds)
 
     def api_error(self, code: int) -> None:
         self._api_errors.labels(str(code)).inc()

@@ -5,9 +5,11 @@ The one function for every cause: a new model, an edit, a child that vanished, a
 
 from __future__ import annotations
 
+import datetime
 import logging
 import re
 from collections.abc import Callable
+from typing import Protocol
 
 from vllm_operator import names
 from vllm_operator.api.parsing import identify, parse, previous_status
@@ -32,13 +34,17 @@ log = logging.getLogger(__name__)
 REFUSED_RETRY_SECONDS = 60.0
 _LACKS_RIGHT = re.compile(r"cannot \w+ resource")
 
-Outcome = Callable[[str, float], None]
+
+class Telemetry(Protocol):
+    def reconciled(self, result: str, seconds: float) -> None:
+        """One run: ok, refused, gone or error."""
+
+    def became_ready(self, seconds: float) -> None:
+        """A model is Ready that many seconds after it was seen not to be."""
 
 
 class Reconciler:
-    """`count(result, seconds)` is told of each run: ok, refused, gone or error. `engine_key` gives a
-    model's key, empty where engines ask for none.
-    """
+    """`engine_key` gives a model's key, empty where engines ask for none."""
 
     def __init__(
         self,
@@ -47,12 +53,12 @@ class Reconciler:
         settings: Settings,
         recorder: Recorder,
         clock: Clock,
-        count: Outcome,
+        telemetry: Telemetry,
         engine_key: Callable[[Metadata], str] = lambda _meta: "",
     ) -> None:
         self._api, self._world, self._settings = api, world, settings
         self._children, self._engine_key = Children(api, world), engine_key
-        self._recorder, self._clock, self._count = recorder, clock, count
+        self._recorder, self._clock, self._telemetry = recorder, clock, telemetry
 
     async def __call__(self, key: ModelKey) -> float | None:
         """Returns the seconds after which to look again without an event. Raises what is to be retried."""
@@ -61,7 +67,7 @@ class Reconciler:
             result, again = await self._reconcile(key)
             return again
         finally:
-            self._count(result, self._clock.monotonic() - started)
+            self._telemetry.reconciled(result, self._clock.monotonic() - started)
 
     async def _reconcile(self, key: ModelKey) -> tuple[str, float | None]:
         body = self._world.fleet.models.get(key)
@@ -166,11 +172,22 @@ class Reconciler:
             self._world.fleet.put(await self._api.apply(MODELS, body, uid=meta.uid, subresource="status"))
         except (NotFound, Conflict):
             return
+        if (waited := seconds_to_ready(before, after)) is not None:
+            self._telemetry.became_ready(waited)
         for event in transitions(before, after):
             log.info(
                 "status", extra={"model": str(meta.key), "reason": event.reason, "detail": event.message}
             )
             await self._recorder.record(meta, event, self._clock.now())
+
+
+def seconds_to_ready(before: Status, after: Status) -> float | None:
+    """How long Ready was not True; None unless it is now. A new model is first seen not to be Ready."""
+    old, new = before.condition("Ready"), after.condition("Ready")
+    if old is None or new is None or old.status == "True" or new.status != "True":
+        return None
+    began, ended = (datetime.datetime.fromisoformat(c.last_transition_time) for c in (old, new))
+    return (ended - began).total_seconds()
 
 
 def live_deployment(body: Body | None) -> LiveDeployment | None:

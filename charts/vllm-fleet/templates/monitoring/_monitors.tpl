@@ -1,9 +1,13 @@
-{{- /* Not empty where monitors are to be rendered. Takes the root. */ -}}
-{{- define "vllm-fleet.monitors" -}}
-{{- $wanted := toString .Values.monitoring.monitors -}}
-{{- if or (eq $wanted "true") (and (eq $wanted "auto") (.Capabilities.APIVersions.Has "monitoring.coreos.com/v1")) -}}
+{{- /* Not empty where objects of the Prometheus Operator are to be rendered. Takes the root and `wanted`: auto, true, false. */ -}}
+{{- define "vllm-fleet.monitored" -}}
+{{- $wanted := toString .wanted -}}
+{{- if or (eq $wanted "true") (and (eq $wanted "auto") (.root.Capabilities.APIVersions.Has "monitoring.coreos.com/v1")) -}}
 true
 {{- end -}}
+{{- end }}
+
+{{- define "vllm-fleet.monitors" -}}
+{{ include "vllm-fleet.monitored" (dict "root" . "wanted" .Values.monitoring.monitors) }}
 {{- end }}
 
 {{- /* What all monitors say of a scrape. Takes the root. */ -}}

@@ -120,6 +120,7 @@ class Edge:
             await self._fail(exchange, internal_error())
 
     async def _fail(self, exchange: Exchange, error: GatewayError) -> None:
+        self._services.metrics.refused(error.code)
         if exchange.error_event is not None:  # it waited in the queue, and its head has gone out
             exchange.outcome = error.code
             self._services.metrics.streams_ended.labels(exchange.model, error.code).inc()
@@ -143,7 +144,7 @@ class Edge:
                 try:
                     await self._services.admission.admit(exchange)
                 except GatewayError as error:
-                    await exchange.respond_error(error)
+                    await self._fail(exchange, error)
                     return
             await exchange.channel.close()  # FastAPI answers through `send`
             await self._api({**scope, CALLER: exchange.caller}, receive, send_with_headers)

@@ -1,0 +1,216 @@
+"""Dashboards, rules and monitors against reality: a real Prometheus, the installed monitors, a real vLLM.
+
+Proves: the chart renders monitors and rules where their API is, and the API server accepts them; a scrape
+configuration made of the installed monitors reaches every gateway pod, every operator pod and the engine;
+after traffic of every kind (streams, failures, refusals, a queue, a cache, callers that leave) every panel
+shows something, every rule is evaluated and all that it reads is there, or no_data.yaml says why not; what
+we export is what the reference lists; vLLM's metrics that we use are what it exports; a renamed metric is
+noticed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cluster
+import httpx
+import pytest
+import releases
+import yaml
+from prometheus_server import Prometheus, running
+
+import promql
+from metrics_catalogue import exported
+from vllm_gateway.telemetry import Metrics as GatewayMetrics
+from vllm_operator.metrics import Metrics as OperatorMetrics
+
+pytestmark = pytest.mark.e2e
+CRDS = cluster.BIN / "monitoring-crds.yaml"
+NO_DATA = {
+    entry["asks"]: entry["because"]
+    for entry in yaml.safe_load(Path(__file__).with_name("no_data.yaml").read_text()) or ()
+}
+VLLM = yaml.safe_load((cluster.ROOT / "tests" / "chart" / "vllm_metrics.yaml").read_text())
+MONITORING_OFF = ("--set", "monitoring.monitors=false", "--set", "monitoring.rules.enabled=false")
+WINDOW = "1m"
+PARKED = "parked"
+QUEUE = {"maxInFlight": 1, "maxQueue": 1, "responseCache": {"ttl": "5m"}}
+IMPATIENT = {"firstTokenTimeout": "1s"}
+
+
+@pytest.fixture(scope="module")
+def monitors(release: None) -> Iterator[None]:
+    """The chart with its monitors and rules, since the definitions of the Prometheus Operator are there."""
+    cluster.kubectl("apply", "--server-side", "-f", str(CRDS))
+    cluster.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(CRDS))
+    releases.install("--set", "monitoring.interval=1s")
+    yield
+    releases.install(*MONITORING_OFF)
+    cluster.kubectl("delete", "-f", str(CRDS))
+    releases.install()
+
+
+@pytest.fixture(scope="module")
+def watched(monitors: None, smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """Prometheus, after two rounds of traffic: a counter's first value is not seen as an increase."""
+    with running(tmp_path_factory.mktemp("prometheus")) as made:
+        cluster.eventually(
+            lambda: len(up(made)) >= 4, "the gateways, the operator and the engine are scraped", 60
+        )
+        for _ in range(2):
+            traffic(smollm2)
+            time.sleep(2)  # two scrapes
+        yield made
+    cluster.delete("vllm", PARKED)
+
+
+def up(made: Prometheus) -> list[dict[str, Any]]:
+    return [target for target in made.targets() if target["health"] == "up"]
+
+
+def traffic(model: str) -> None:
+    """One round of everything that the cluster can be made to do within seconds."""
+    with cluster.port_forward("svc/vllm-fleet-gateway", 3000) as port:
+        url = f"http://127.0.0.1:{port}"
+        cluster.eventually(lambda: chat(url, "hello").status_code == 200, "the model answers", 60)
+        stream(url, 20)
+        stream(url, 3)
+        httpx.post(f"{url}/chat", json={"message": "x", "model": "nobody"}, timeout=10)
+        with gateway_settings(model, QUEUE):
+            cluster.eventually(lambda: 429 in at_once(chat, url, 4), "a caller is turned away", 30)
+            for _ in range(2):
+                chat(url, "what is kept?")
+        with gateway_settings(model, IMPATIENT):
+            cluster.eventually(lambda: 504 in at_once(long_prompt, url, 6), "an engine is too slow", 30)
+    a_model_in_trouble_that_recovers()
+
+
+def chat(url: str, text: str) -> httpx.Response:
+    body = {"message": text, "max_tokens": 16, "temperature": 0}
+    return httpx.post(f"{url}/chat", json=body, timeout=60)
+
+
+def long_prompt(url: str, text: str) -> httpx.Response:
+    return chat(url, text + " and a word more" * 400)
+
+
+def at_once(ask: Callable[[str, str], httpx.Response], url: str, count: int) -> list[int]:
+    """The statuses of as many different requests at the same time."""
+    with ThreadPoolExecutor(count) as pool:
+        texts = [f"{time.monotonic()} {number}" for number in range(count)]
+        return [answer.status_code for answer in pool.map(lambda text: ask(url, text), texts)]
+
+
+def stream(url: str, lines: int) -> None:
+    """Reads that many lines of an answer, and leaves."""
+    body = {"message": "Tell me a story.", "max_tokens": 40}
+    with httpx.stream("POST", f"{url}/chat/stream", json=body, timeout=60) as answer:
+        read = answer.iter_lines()
+        for _ in range(lines):
+            next(read, None)
+
+
+class gateway_settings:  # noqa: N801 - read as a statement
+    """Within, the model's `spec.gateway` is this; an edit of it restarts no engine."""
+
+    def __init__(self, model: str, settings: dict[str, Any]) -> None:
+        self._model, self._settings = model, settings
+
+    def __enter__(self) -> None:
+        cluster.patch_spec(self._model, {"gateway": self._settings})
+
+    def __exit__(self, *_: object) -> None:
+        cluster.patch_spec(self._model, {"gateway": None})
+
+
+def a_model_in_trouble_that_recovers() -> None:
+    """A stranger's Service has the child's name: a failed write, and a model that waits until it is gone."""
+    port = {"port": 8000}
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": f"{PARKED}-engine"},
+        "spec": {"ports": [port]},
+    }
+    manifest = cluster.example("smollm2.yaml")
+    manifest["metadata"]["name"] = PARKED
+    manifest["spec"] |= {"servedNames": [PARKED], "replicas": 1}
+    cluster.apply(service)
+    cluster.apply(manifest)
+    cluster.eventually(
+        lambda: cluster.condition(PARKED, "Ready").get("reason") == "ChildConflict", "the conflict", 20
+    )
+    time.sleep(2)  # it is scraped
+    cluster.delete("service", f"{PARKED}-engine")
+    cluster.patch_spec(PARKED, {"replicas": 0})
+    cluster.eventually(
+        lambda: cluster.condition(PARKED, "Ready").get("reason") == "ScaledToZero", "it is Ready", 20
+    )
+    time.sleep(2)
+    cluster.delete("vllm", PARKED)
+
+
+def running_pods(component: str) -> set[str]:
+    pods = cluster.items("pods", f"app.kubernetes.io/component={component}", cluster.SYSTEM_NAMESPACE)
+    return {pod["metadata"]["name"] for pod in pods if "deletionTimestamp" not in pod["metadata"]}
+
+
+def test_the_installed_monitors_reach_every_pod(watched: Prometheus, smollm2: str) -> None:
+    targets = watched.targets()
+    problems = {target["scrapeUrl"]: target["lastError"] for target in targets if target["health"] != "up"}
+    assert problems == {}
+    engines = {pod["metadata"]["name"] for pod in cluster.engine_pods(smollm2)}
+    wanted = running_pods("gateway") | running_pods("operator") | engines
+    assert {target["labels"]["pod"] for target in targets} == wanted
+    (engine,) = [target for target in targets if target["labels"]["pod"] in engines]
+    assert engine["labels"]["model"] == f"default/{smollm2}"
+
+
+def asked() -> dict[str, str]:
+    """What must have data, by its text in no_data.yaml: panels as a whole, of rules all that they read."""
+    panels = {
+        query.expr: query.expanded(WINDOW)
+        for made in promql.dashboards().values()
+        for query in promql.dashboard_queries(made)
+    }
+    read = {str(selector) for query in promql.rule_queries() for selector in promql.selectors(query.expr)}
+    return panels | {text: text for text in read}
+
+
+def test_every_panel_and_rule_has_data_or_a_reason(watched: Prometheus) -> None:
+    questions = asked()
+    empty = {text for text, expr in questions.items() if not watched.query(expr)}
+    assert sorted(empty - NO_DATA.keys()) == []
+    assert sorted(NO_DATA.keys() - empty) == [], "these have data, so no_data.yaml need not excuse them"
+
+
+def test_every_rule_is_evaluated(watched: Prometheus) -> None:
+    rules = watched.rules()
+    assert len(rules) == len(promql.rules())
+    cluster.eventually(
+        lambda: all(rule["health"] == "ok" for rule in watched.rules()), "all rules are ok", 20
+    )
+
+
+def test_what_is_exported_is_what_the_reference_lists(watched: Prometheus) -> None:
+    ours = [*exported(GatewayMetrics().registry), *exported(OperatorMetrics(list).registry)]
+    listed = {name for metric in ours for name in metric.series}
+    found = {name for name in watched.names() if name.startswith(("vllm_gateway_", "vllm_operator_"))}
+    assert sorted(found - listed) == []
+    assert sorted(listed - found - NO_DATA.keys()) == []
+
+
+def test_vllms_metrics_are_what_it_exports(watched: Prometheus) -> None:
+    suffixes = {"histogram": "_bucket"}
+    wanted = {name + suffixes.get(facts["kind"], "") for name, facts in VLLM.items()}
+    assert sorted(wanted - watched.names()) == []
+
+
+def test_a_renamed_metric_is_noticed(watched: Prometheus) -> None:
+    expr = next(iter(asked().values()))
+    assert watched.query(expr)
+    assert not watched.query(expr.replace("vllm_gateway_", "vllm_gateways_"))
