@@ -8,7 +8,6 @@ defaults are valid; config files are what the two programs accept.
 from __future__ import annotations
 
 import re
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
