@@ -22,6 +22,8 @@ OPERATOR = {
     ("apps", "deployments"): CHILD,
     ("", "services"): CHILD,
     ("networking.k8s.io", "networkpolicies"): CHILD,
+    ("", "persistentvolumeclaims"): (*READ, "create", "patch"),
+    ("batch", "jobs"): CHILD,
     ("policy", "poddisruptionbudgets"): CHILD,
     ("", "pods"): READ,
     ("", "events"): ("create",),

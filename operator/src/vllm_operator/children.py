@@ -14,12 +14,14 @@ from vllm_operator.kinds import (
     Body,
     Kind,
     ObjectKey,
+    changeable,
     child_kind,
     is_controlled_by,
     key_of,
     uid_of,
 )
 from vllm_operator.names import KIND
+from vllm_operator.ownership import is_booked_as_update
 from vllm_operator.world import World
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,8 @@ class Api(Protocol):
 
     async def apply(self, kind: Kind, body: Body, *, uid: str, subresource: str = "") -> Body: ...
 
+    async def book_as_apply(self, kind: Kind, key: ObjectKey, *, uid: str) -> Body: ...
+
     async def delete(self, kind: Kind, key: ObjectKey, *, uid: str) -> None: ...
 
 
@@ -43,14 +47,17 @@ class Children:
     def __init__(self, api: Api, world: World) -> None:
         self._api, self._world = api, world
 
-    async def bring(self, owner: Metadata, manifests: Iterable[Body]) -> None:
-        """Raises ForeignObject, ModelGone, or the ApiError of the first object that is refused."""
+    async def bring(self, owner: Metadata, manifests: Iterable[Body], kept: Iterable[Body] = ()) -> None:
+        """What is in `kept` stays as it is, or absent.
+
+        Raises ForeignObject, ModelGone, or the ApiError of the first object that is refused.
+        """
         wanted = list(manifests)
         if any(self._world.child(child_kind(body), key_of(body)) is None for body in wanted):
             await self._ensure_alive(owner)
         for body in wanted:
             await self._bring_one(owner, child_kind(body), body)
-        await self._prune(owner, {(child_kind(body), key_of(body)) for body in wanted})
+        await self._prune(owner, {(child_kind(body), key_of(body)) for body in (*wanted, *kept)})
 
     async def _ensure_alive(self, owner: Metadata) -> None:
         """A child of a model that is gone would be collected and, seen to vanish, made again for ever."""
@@ -64,7 +71,10 @@ class Children:
     async def _bring_one(self, owner: Metadata, kind: Kind, wanted: Body) -> None:
         live = self._world.child(kind, key_of(wanted)) or await self._create(owner, kind, wanted)
         self._check_owner(owner, kind, live)
+        wanted = changeable(kind, wanted)
         if differs(wanted, live):
+            if not kind.fixed and is_booked_as_update(live):
+                await self._api.book_as_apply(kind, key_of(live), uid=uid_of(live))
             self._world.note(kind, await self._api.apply(kind, wanted, uid=uid_of(live)))
             log.info("applied", extra={"model": str(owner.key), "kind": kind.kind})
 
@@ -89,6 +99,10 @@ class Children:
 
     async def _prune(self, owner: Metadata, wanted: set[tuple[Kind, ObjectKey]]) -> None:
         for kind, body in self._world.owned_children(owner.key, owner.uid):
-            if (kind, key_of(body)) not in wanted and "deletionTimestamp" not in body["metadata"]:
+            if (
+                not kind.kept
+                and (kind, key_of(body)) not in wanted
+                and "deletionTimestamp" not in body["metadata"]
+            ):
                 await self._api.delete(kind, key_of(body), uid=uid_of(body))
                 log.info("deleted", extra={"model": str(owner.key), "kind": kind.kind})

@@ -22,6 +22,7 @@ ANNOTATION_ROLLOUT = f"{GROUP}/rollout"  # why Auto did not surge
 ANNOTATION_PAUSED = f"{GROUP}/paused"
 
 ENGINE = "engine"  # the container, the component, and the suffix of the children's names
+PREFETCH = "prefetch"  # the component of the Job that downloads weights, and of its pod
 ENGINE_PORT = 8000
 ENGINE_PORT_NAME = "http"
 
@@ -45,14 +46,25 @@ def engine_name(model: str) -> str:
     return f"{model}-{ENGINE}"
 
 
+def cache_name(model: str) -> str:
+    """The claim's name."""
+    return f"{model}-cache"
+
+
+def prefetch_name(model: str, key: str) -> str:
+    """The Job's name; `key` has eight characters and stands for what is downloaded."""
+    return f"{model}-prefetch-{key}"
+
+
 def selector_labels(model: str) -> dict[str, str]:
     """A Deployment's selector can never change, so it holds only what never will."""
     return {LABEL_MODEL: model, LABEL_COMPONENT: ENGINE}
 
 
-def labels(model: str, uid: str) -> dict[str, str]:
+def labels(model: str, uid: str, component: str = ENGINE) -> dict[str, str]:
     return {
         **selector_labels(model),
+        LABEL_COMPONENT: component,
         LABEL_MODEL_UID: uid,
         "app.kubernetes.io/name": "vllm-engine",
         "app.kubernetes.io/instance": model,

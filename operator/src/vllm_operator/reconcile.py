@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 from vllm_operator import names
 from vllm_operator.api.parsing import identify, parse, previous_status
@@ -17,11 +18,13 @@ from vllm_operator.children import Api, Children, ModelGone
 from vllm_operator.clock import Clock
 from vllm_operator.errors import ApiError, Conflict, Forbidden, ForeignObject, Invalid, NotFound, SpecError
 from vllm_operator.events import Recorder, transitions
-from vllm_operator.kinds import DEPLOYMENTS, MODELS, Body, ObjectKey
+from vllm_operator.kinds import CLAIMS, DEPLOYMENTS, JOBS, MODELS, Body, ObjectKey, key_of
 from vllm_operator.names import ModelKey
 from vllm_operator.observe import Refusal, Snapshot, observe, observe_refused, seconds_until_stalled
-from vllm_operator.render import render
+from vllm_operator.render import held_back, render
+from vllm_operator.render.claim import live_claim
 from vllm_operator.render.facts import Facts, ImagePin, LiveDeployment
+from vllm_operator.render.prefetch import live_job
 from vllm_operator.render.scheduling import gpu_resource, suitable_nodes
 from vllm_operator.settings import Settings
 from vllm_operator.world import World
@@ -61,11 +64,12 @@ class Reconciler:
         meta, before = identify(body), previous_status(body)
         try:
             model = parse(body, self._settings.profiles)
-            manifests = render(model, self._settings, self._facts(model))
+            facts = self._facts(model)
+            manifests = render(model, self._settings, facts)
         except SpecError as error:
             return await self._refuse(meta, before, Refusal(Reason.INVALID_SPEC, str(error)))
         try:
-            return await self._bring(model, manifests)
+            return await self._bring(model, manifests, held_back(model.spec, manifests, facts))
         except ModelGone:
             for concerned in self._world.fleet.remove(key, meta.uid) - {key}:
                 self._world.enqueue(concerned)  # a short name may have become free
@@ -76,14 +80,19 @@ class Reconciler:
         await self._write(meta, before, observe_refused(meta, before, snapshot, refusal, self._clock.now()))
         return "refused", None
 
-    async def _bring(self, model: VLLMModel, manifests: tuple[Body, ...]) -> tuple[str, float | None]:
+    async def _bring(
+        self, model: VLLMModel, manifests: tuple[Body, ...], kept: list[Body]
+    ) -> tuple[str, float | None]:
         meta, refusal = model.metadata, None
         try:
             if not model.paused:
-                await self._children.bring(meta, manifests)
+                await self._children.bring(meta, [body for body in manifests if body not in kept], kept)
         except (ForeignObject, Forbidden, Invalid) as error:
             refusal = refusal_of(error)
         snapshot = self._snapshot(model, manifests, refusal or self._name_conflict(meta.key))
+        if any(body["kind"] == DEPLOYMENTS.kind for body in kept):
+            waits_for = self._world.pods(meta.key, meta.uid, names.PREFETCH)
+            snapshot = replace(snapshot, prefetch=waits_for)
         now = self._clock.now()
         await self._write(meta, model.status, observe(model, snapshot, now))
         if refusal is not None:
@@ -94,8 +103,14 @@ class Reconciler:
         child = ObjectKey(model.metadata.namespace, names.engine_name(model.metadata.name))
         status = model.status
         pin = ImagePin(status.image_default_for, status.image) if status.image_default_for else None
+        claim = ObjectKey(model.metadata.namespace, names.cache_name(model.metadata.name))
+        owned = self._world.owned_children(model.metadata.key, model.metadata.uid)
         return Facts(
-            nodes=self._world.nodes(), live=live_deployment(self._world.child(DEPLOYMENTS, child)), pin=pin
+            nodes=self._world.nodes(),
+            live=live_deployment(self._world.child(DEPLOYMENTS, child)),
+            pin=pin,
+            claim=live_claim(self._world.child(CLAIMS, claim)),
+            jobs={key_of(body).name: live_job(body) for kind, body in owned if kind is JOBS},
         )
 
     def _snapshot(self, model: VLLMModel, manifests: tuple[Body, ...], refusal: Refusal | None) -> Snapshot:

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 
 from vllm_operator import names
 from vllm_operator.api.adapters import Adapter
+from vllm_operator.api.cache import Cache
 from vllm_operator.api.engine import Engine
 from vllm_operator.api.placement import Gpu, ResourceClaim, Resources, Scheduling
 from vllm_operator.api.pod_template import PodTemplate
@@ -84,6 +85,16 @@ _HUB = (
 )
 
 
+_DOWNLOADS = (
+    "!has(self.cache) || !has(self.source) || has(self.source.huggingFace)"
+    " || (has(self.adapters) && self.adapters.exists(item, has(item.source.huggingFace)))"
+)
+_SHARED = (
+    "!has(self.cache) || (has(self.cache.accessModes)"
+    " && self.cache.accessModes.exists(mode, mode == 'ReadWriteMany'))"
+)
+
+
 class Spec(Section):
     """What a person asks for."""
 
@@ -132,6 +143,9 @@ class Spec(Section):
         max_length=32,
         description="LoRA adapters that each pod serves beside the model, each by its own name.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    cache: Cache | None = Field(
+        None, description="Keep what is downloaded on a volume, so that new pods start without a download."
     )
     start_timeout: Duration | None = Field(
         None,
@@ -214,6 +228,28 @@ class Spec(Section):
             lambda spec: spec.adapters or (spec.engine.max_loras or spec.engine.max_lora_rank) is None,
             ".engine",
         ),
+        Rule(
+            _DOWNLOADS,
+            "keeps what is downloaded from the Hugging Face Hub, and nothing is: leave it out",
+            lambda spec: spec.cache is None or spec.downloads,
+            ".cache",
+        ),
+        Rule(
+            f"{_SHARED} || ((!has(self.replicas) || self.replicas <= 1)"
+            " && (!has(self.autoscaling) || self.autoscaling.maxReplicas <= 1))",
+            "a ReadWriteOnce claim is mounted by one node at a time: set accessModes to [ReadWriteMany], or "
+            "have at most one replica",
+            lambda spec: spec.mounts_anywhere or spec.most_replicas <= 1,
+            ".cache",
+        ),
+        Rule(
+            f"{_SHARED} || !has(self.rollout) || !has(self.rollout.strategy)"
+            " || self.rollout.strategy != 'Surge'",
+            "Surge starts a second pod, and a ReadWriteOnce cache is mounted by one node at a time: set "
+            "cache.accessModes to [ReadWriteMany], or strategy to Auto",
+            lambda spec: spec.mounts_anywhere or spec.rollout.strategy != "Surge",
+            ".rollout.strategy",
+        ),
         duration_rule("startTimeout", "10s", "24h"),
     )
 
@@ -228,6 +264,19 @@ class Spec(Section):
         """Whether the engine gets anything from the Hugging Face Hub."""
         hub = (self.source.hugging_face, *(item.source.hugging_face for item in self.adapters))
         return any(source is not None for source in hub)
+
+    @property
+    def prefetches(self) -> bool:
+        return self.cache is not None and self.cache.prefetch
+
+    @property
+    def mounts_anywhere(self) -> bool:
+        """Whether nothing binds the pods to the node where another one runs."""
+        return self.cache is None or self.cache.is_shared
+
+    @property
+    def most_replicas(self) -> int:
+        return self.autoscaling.max_replicas if self.autoscaling is not None else self.wanted_replicas
 
     @property
     def gpu_count(self) -> int:

@@ -24,10 +24,11 @@ from vllm_operator.observe.pods import (
     template_hash,
     worst,
 )
+from vllm_operator.observe.prefetch import prefetch_finding
 
 __all__ = ["Refusal", "Snapshot", "observe", "observe_refused", "seconds_until_stalled"]
 
-_STALLED_AT_ONCE = {Reason.MISSING_SECRET, Reason.QUOTA_EXCEEDED}
+_STALLED_AT_ONCE = {Reason.MISSING_SECRET, Reason.QUOTA_EXCEEDED, Reason.DOWNLOAD_FAILED}
 _STALLED_LATE = {Reason.IMAGE_PULL_FAILED, Reason.CRASH_LOOPING, Reason.OUT_OF_MEMORY, Reason.ENGINE_ERROR}
 
 
@@ -44,7 +45,8 @@ class Refusal:
 class Snapshot:
     """What was read of one model's children, and what was decided for it.
 
-    `pods` are all pods with the model's label. `template_hash` is that of the wanted pod template; `hint` is
+    `pods` are the model's engines; `prefetch` is of the Job that they wait for, None where they wait for
+    none. `template_hash` is that of the wanted pod template; `hint` is
     added to InsufficientGPU, and `rollout` (why Auto did not surge) to RollingOut.
     """
 
@@ -58,6 +60,7 @@ class Snapshot:
     refusal: Refusal | None = None
     hint: str = ""
     rollout: str = ""
+    prefetch: tuple[Body, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def _verdict(model: VLLMModel, snapshot: Snapshot, now: datetime.datetime) -> _V
         return _scaled_to_zero(snapshot)
     if len(current) >= wanted and len(alive) == len(current) == wanted:
         return _Verdict(True, Reason.SERVING, f"{wanted} of {wanted} replicas serve")
-    finding = _progress(snapshot, alive)
+    finding = _progress(snapshot, alive) if snapshot.prefetch is None else prefetch_finding(snapshot.prefetch)
     tried = _seconds_tried(snapshot, now)
     late = finding.reason in _STALLED_LATE and tried >= model.spec.start_seconds
     stalled = late or finding.reason in _STALLED_AT_ONCE
@@ -139,6 +142,8 @@ def _verdict(model: VLLMModel, snapshot: Snapshot, now: datetime.datetime) -> _V
 def _scaled_to_zero(snapshot: Snapshot) -> _Verdict:
     draining = len(snapshot.pods)
     progress = Finding(Reason.DRAINING, f"{draining} pods end") if draining else None
+    if snapshot.prefetch is not None:
+        progress = prefetch_finding(snapshot.prefetch)
     return _Verdict(True, Reason.SCALED_TO_ZERO, "no replica is wanted", progress)
 
 
@@ -161,7 +166,8 @@ def _in_place(snapshot: Snapshot) -> str:
 
 def _seconds_tried(snapshot: Snapshot, now: datetime.datetime) -> float:
     """Since the oldest pod of the current spec that does not serve was made."""
-    waiting = [pod for pod in snapshot.pods if not is_ready(pod) and not is_terminating(pod)]
+    pods = snapshot.pods if snapshot.prefetch is None else snapshot.prefetch
+    waiting = [pod for pod in pods if not is_ready(pod) and not is_terminating(pod)]
     times = [made for pod in waiting if (made := created(pod)) is not None]
     return (now - min(times)).total_seconds() if times else 0.0
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from vllm_operator.api.source import S3Source, SecretKey
 from vllm_operator.api.v1alpha1 import Spec
 from vllm_operator.render.facts import Manifest
-from vllm_operator.render.storage import HOME
+from vllm_operator.render.storage import CACHE, HOME
 
 # vLLM closes idle connections after 5 s by default; the gateway's pool must be the one that closes first.
 KEEP_ALIVE_SECONDS = 75
+HF_HOME = f"{CACHE}/huggingface"
 
 
 def engine_env(spec: Spec) -> list[Manifest]:
@@ -26,7 +27,8 @@ def engine_env(spec: Spec) -> list[Manifest]:
 
 
 def _literals(spec: Spec) -> dict[str, str]:
-    offline = {} if spec.downloads else {"HF_HUB_OFFLINE": "1"}
+    offline = {} if spec.downloads and not spec.prefetches else {"HF_HUB_OFFLINE": "1"}
+    kept = {"HF_HOME": HF_HOME, "VLLM_CACHE_ROOT": f"{CACHE}/vllm"} if spec.cache is not None else {}
     hidden = {"NVIDIA_VISIBLE_DEVICES": "void"} if spec.gpu_count == 0 and not spec.resource_claims else {}
     return {
         "HOME": HOME,
@@ -36,6 +38,7 @@ def _literals(spec: Spec) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        **kept,
         **offline,
         **hidden,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Manifest = dict[str, Any]
@@ -45,12 +45,33 @@ class ImagePin:
 
 
 @dataclass(frozen=True)
+class LiveClaim:
+    """A cache's claim as it stands. `created` is a timestamp; `least` the smallest size it can ask for."""
+
+    created: str
+    storage_class: str
+    access_modes: tuple[str, ...]
+    least: str
+
+
+@dataclass(frozen=True)
+class LiveJob:
+    """A prefetch Job: of which pod template it was made, and whether it has done its work."""
+
+    created: str
+    template_hash: str
+    is_complete: bool
+
+
+@dataclass(frozen=True)
 class Facts:
-    """`nodes` is None where the operator may not list nodes or does not count GPUs."""
+    """`nodes` is None where the operator may not list nodes or does not count GPUs. `jobs` are by name."""
 
     nodes: tuple[Node, ...] | None = None
     live: LiveDeployment | None = None
     pin: ImagePin | None = None
+    claim: LiveClaim | None = None
+    jobs: Mapping[str, LiveJob] = field(default_factory=dict)
 
 
 NOTHING_KNOWN = Facts()

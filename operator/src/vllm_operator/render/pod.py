@@ -35,7 +35,7 @@ def termination_grace_seconds(spec: Spec) -> int:
 
 def _pod_spec(model: VLLMModel, settings: Settings, image: str) -> Manifest:
     spec = model.spec
-    volumes, mounts = volumes_and_mounts(spec)
+    volumes, mounts = volumes_and_mounts(spec, model.metadata.name)
     secrets = [{"name": secret.name} for secret in spec.image_pull_secrets]
     return {
         "containers": [_engine(model, settings, image) | {"volumeMounts": mounts}],
@@ -90,8 +90,8 @@ def _container_security(spec: Spec) -> Manifest:
 
 def _pod_security(spec: Spec) -> Manifest:
     """The image vllm/vllm-openai runs as root; our CPU image does not need to."""
-    common = {"seccompProfile": {"type": "RuntimeDefault"}}
-    if spec.device == "cuda":
-        return common
+    common: Manifest = {"seccompProfile": {"type": "RuntimeDefault"}}
+    if spec.device == "cuda":  # the cache's files also belong to the prefetch Job, which is not root
+        return common | ({"fsGroup": NON_ROOT} if spec.cache is not None else {})
     user = {"runAsNonRoot": True, "runAsUser": NON_ROOT, "runAsGroup": NON_ROOT, "fsGroup": NON_ROOT}
     return {**common, **user}
