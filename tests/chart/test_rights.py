@@ -24,6 +24,7 @@ OPERATOR = {
     ("networking.k8s.io", "networkpolicies"): CHILD,
     ("", "persistentvolumeclaims"): (*READ, "create", "patch"),
     ("batch", "jobs"): CHILD,
+    ("leaderworkerset.x-k8s.io", "leaderworkersets"): CHILD,
     ("policy", "poddisruptionbudgets"): CHILD,
     ("", "pods"): READ,
     ("", "events"): ("create",),

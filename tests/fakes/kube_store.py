@@ -50,6 +50,7 @@ RESOURCES = (
     Resource("networking.k8s.io/v1", "networkpolicies", "NetworkPolicy", has_status=False),
     Resource("policy/v1", "poddisruptionbudgets", "PodDisruptionBudget"),
     Resource("batch/v1", "jobs", "Job"),
+    Resource("leaderworkerset.x-k8s.io/v1", "leaderworkersets", "LeaderWorkerSet"),
     Resource("v1", "pods", "Pod"),
     Resource("v1", "persistentvolumeclaims", "PersistentVolumeClaim"),
     Resource("v1", "secrets", "Secret", has_status=False),

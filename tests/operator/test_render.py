@@ -23,13 +23,15 @@ from vllm_operator.api.crd import crd_manifest
 from vllm_operator.api.parsing import parse
 from vllm_operator.compare import contains
 from vllm_operator.offline import to_yaml
-from vllm_operator.render import render
+from vllm_operator.render import pod_template_of, render
 from vllm_operator.render.facts import Facts, ImagePin, LiveDeployment, Node, Taint
 from vllm_operator.settings import Settings, parse_settings
 
 Json = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]
-CHILD_NAMES = defaultdict(lambda: "m-engine", Job="m-prefetch-", PersistentVolumeClaim="m-cache")
+CHILD_NAMES = defaultdict(
+    lambda: "m-engine", Job="m-prefetch-", PersistentVolumeClaim="m-cache", LeaderWorkerSet="m-nodes"
+)
 INPUTS = sorted((ROOT / "golden" / "operator").glob("*.input.yaml"))
 FLAGS: Json = json.loads((ROOT / "golden" / "vllm-0.32.0-flags.json").read_text())
 
@@ -61,8 +63,13 @@ def deployment(facts: Facts | None = None, settings: Settings | None = None, /, 
 
 
 def engine(manifest: Json) -> Json:
-    container: Json = manifest["spec"]["template"]["spec"]["containers"][0]
+    container: Json = pod_template_of(manifest)["spec"]["containers"][0]
     return container
+
+
+def workload(manifests: Iterable[Json]) -> Json:
+    """What makes the pods."""
+    return next(item for item in manifests if item["kind"] in ("Deployment", "LeaderWorkerSet"))
 
 
 @pytest.mark.parametrize("path", INPUTS, ids=lambda path: path.name.removesuffix(".input.yaml"))
@@ -98,7 +105,7 @@ def test_every_field_of_the_spec_has_a_golden_pair() -> None:
 
 @pytest.mark.parametrize("path", INPUTS, ids=lambda path: path.name.removesuffix(".input.yaml"))
 def test_every_rendered_flag_is_one_of_vllms_and_takes_its_values(path: Path) -> None:
-    args = engine(of_kind(rendered(path), "Deployment"))["args"]
+    args = engine(workload(rendered(path)))["args"]
     starts = [index for index, item in enumerate(args) if item.startswith("--")]
     for start, end in zip(starts, [*starts[1:], len(args)], strict=True):
         flag, values = args[start], args[start + 1 : end]
@@ -111,13 +118,12 @@ def test_every_rendered_flag_is_one_of_vllms_and_takes_its_values(path: Path) ->
 def test_what_holds_for_every_model(path: Path) -> None:
     model = parse(load(path), settings_of(path).profiles)
     manifests = rendered(path)
-    service, deployed = (of_kind(manifests, kind) for kind in ("Service", "Deployment"))
+    service, deployed = of_kind(manifests, "Service"), workload(manifests)
     for manifest in manifests:
         assert manifest["metadata"]["name"].startswith(CHILD_NAMES[manifest["kind"]])
         assert manifest["metadata"]["ownerReferences"][0]["controller"] is True
         assert manifest["metadata"]["labels"]["vllm-fleet.dev/model"] == "m"
-    pod = deployed["spec"]["template"]
-    assert contains(pod["metadata"]["labels"], deployed["spec"]["selector"]["matchLabels"])
+    pod = pod_template_of(deployed)
     assert contains(pod["metadata"]["labels"], service["spec"]["selector"])
     assert pod["spec"]["enableServiceLinks"] is False
     assert pod["spec"]["automountServiceAccountToken"] is False
@@ -125,7 +131,9 @@ def test_what_holds_for_every_model(path: Path) -> None:
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     startup = container["startupProbe"]
     assert startup["periodSeconds"] * startup["failureThreshold"] >= model.spec.start_seconds
-    assert deployed["spec"]["progressDeadlineSeconds"] > model.spec.start_seconds
+    if deployed["kind"] == "Deployment":
+        assert contains(pod["metadata"]["labels"], deployed["spec"]["selector"]["matchLabels"])
+        assert deployed["spec"]["progressDeadlineSeconds"] > model.spec.start_seconds
     pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pod["spec"]["terminationGracePeriodSeconds"] > pause + model.spec.drain_seconds
     assert contains(pod["spec"], {"volumes": [{"name": "shm", "emptyDir": {"medium": "Memory"}}]})

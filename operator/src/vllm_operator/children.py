@@ -8,7 +8,7 @@ from typing import Protocol
 
 from vllm_operator.api.v1alpha1 import Metadata
 from vllm_operator.compare import differs
-from vllm_operator.errors import Conflict, ForeignObject, NotFound
+from vllm_operator.errors import Conflict, ForeignObject, MissingApi, NotFound
 from vllm_operator.kinds import (
     MODELS,
     Body,
@@ -50,7 +50,7 @@ class Children:
     async def bring(self, owner: Metadata, manifests: Iterable[Body], kept: Iterable[Body] = ()) -> None:
         """What is in `kept` stays as it is, or absent.
 
-        Raises ForeignObject, ModelGone, or the ApiError of the first object that is refused.
+        Raises ForeignObject, MissingApi, ModelGone, or the ApiError of the first object that is refused.
         """
         wanted = list(manifests)
         if any(self._world.child(child_kind(body), key_of(body)) is None for body in wanted):
@@ -84,6 +84,10 @@ class Children:
             made = await self._api.create(kind, wanted)
         except Conflict:
             return await self._api.get(kind, key_of(wanted))
+        except NotFound as error:
+            if kind.optional:
+                raise MissingApi(kind.kind) from error
+            raise
         self._world.note(kind, made)
         log.info("created", extra={"model": str(owner.key), "kind": kind.kind})
         return made

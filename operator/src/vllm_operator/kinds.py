@@ -23,7 +23,8 @@ class Kind:
     """`fixed` are the fields of the spec that no API server lets change: they are only sent at creation, and
     nothing that was sent then is taken away later.
 
-    `kept`: an object that is no longer wanted stays until its model is deleted.
+    `kept`: an object that is no longer wanted stays until its model is deleted. `optional`: a cluster may not
+    have the API.
     """
 
     api_version: str
@@ -32,6 +33,7 @@ class Kind:
     namespaced: bool = True
     fixed: tuple[str, ...] = ()
     kept: bool = False
+    optional: bool = False
 
     def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
         root = "/apis" if "/" in self.api_version else "/api"
@@ -43,6 +45,7 @@ class Kind:
 MODELS = Kind(names.API_VERSION, names.KIND, names.PLURAL)
 DEPLOYMENTS = Kind("apps/v1", "Deployment", "deployments")
 SERVICES = Kind("v1", "Service", "services")
+GROUPS = Kind("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet", "leaderworkersets", optional=True)
 BUDGETS = Kind("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
 NETWORK_POLICIES = Kind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
 PODS = Kind("v1", "Pod", "pods")
@@ -57,7 +60,7 @@ CLAIMS = Kind(
     kept=True,
 )
 JOBS = Kind("batch/v1", "Job", "jobs", fixed=("template",))
-CHILDREN = (SERVICES, CLAIMS, JOBS, DEPLOYMENTS, BUDGETS, NETWORK_POLICIES)
+CHILDREN = (SERVICES, CLAIMS, JOBS, DEPLOYMENTS, GROUPS, BUDGETS, NETWORK_POLICIES)
 
 
 def child_kind(manifest: Mapping[str, Any]) -> Kind:

@@ -22,6 +22,7 @@ ANNOTATION_ROLLOUT = f"{GROUP}/rollout"  # why Auto did not surge
 ANNOTATION_PAUSED = f"{GROUP}/paused"
 
 ENGINE = "engine"  # the container, the component, and the suffix of the children's names
+WORKER = "engine-worker"  # the component of the pods that a leader spreads its engine over
 PREFETCH = "prefetch"  # the component of the Job that downloads weights, and of its pod
 ENGINE_PORT = 8000
 ENGINE_PORT_NAME = "http"
@@ -44,6 +45,11 @@ class ModelKey(NamedTuple):
 def engine_name(model: str) -> str:
     """The Deployment's and the Service's name. Never `vllm`: its service variables would break vLLM."""
     return f"{model}-{ENGINE}"
+
+
+def group_name(model: str) -> str:
+    """The LeaderWorkerSet's name. Not engine_name: its controller makes a headless Service of that name."""
+    return f"{model}-nodes"
 
 
 def cache_name(model: str) -> str:

@@ -16,14 +16,24 @@ from vllm_operator.api.status import Reason, Status
 from vllm_operator.api.v1alpha1 import Metadata, VLLMModel
 from vllm_operator.children import Api, Children, ModelGone
 from vllm_operator.clock import Clock
-from vllm_operator.errors import ApiError, Conflict, Forbidden, ForeignObject, Invalid, NotFound, SpecError
+from vllm_operator.errors import (
+    ApiError,
+    Conflict,
+    Forbidden,
+    ForeignObject,
+    Invalid,
+    MissingApi,
+    NotFound,
+    SpecError,
+)
 from vllm_operator.events import Recorder, transitions
-from vllm_operator.kinds import CLAIMS, DEPLOYMENTS, JOBS, MODELS, Body, ObjectKey, key_of
+from vllm_operator.kinds import CLAIMS, DEPLOYMENTS, GROUPS, JOBS, MODELS, Body, ObjectKey, key_of
 from vllm_operator.names import ModelKey
 from vllm_operator.observe import Refusal, Snapshot, observe, observe_refused, seconds_until_stalled
-from vllm_operator.render import held_back, render
+from vllm_operator.render import held_back, pod_template_of, render
 from vllm_operator.render.claim import live_claim
 from vllm_operator.render.facts import Facts, ImagePin, LiveDeployment
+from vllm_operator.render.groups import WORKLOADS
 from vllm_operator.render.prefetch import live_job
 from vllm_operator.render.scheduling import gpu_resource, suitable_nodes
 from vllm_operator.settings import Settings
@@ -87,10 +97,10 @@ class Reconciler:
         try:
             if not model.paused:
                 await self._children.bring(meta, [body for body in manifests if body not in kept], kept)
-        except (ForeignObject, Forbidden, Invalid) as error:
+        except (ForeignObject, Forbidden, Invalid, MissingApi) as error:
             refusal = refusal_of(error)
         snapshot = self._snapshot(model, manifests, refusal or self._name_conflict(meta.key))
-        if any(body["kind"] == DEPLOYMENTS.kind for body in kept):
+        if any(body["kind"] in WORKLOADS for body in kept):
             waits_for = self._world.pods(meta.key, meta.uid, names.PREFETCH)
             snapshot = replace(snapshot, prefetch=waits_for)
         now = self._clock.now()
@@ -100,26 +110,33 @@ class Reconciler:
         return "ok", seconds_until_stalled(model, snapshot, now)
 
     def _facts(self, model: VLLMModel) -> Facts:
-        child = ObjectKey(model.metadata.namespace, names.engine_name(model.metadata.name))
         status = model.status
         pin = ImagePin(status.image_default_for, status.image) if status.image_default_for else None
         claim = ObjectKey(model.metadata.namespace, names.cache_name(model.metadata.name))
         owned = self._world.owned_children(model.metadata.key, model.metadata.uid)
         return Facts(
             nodes=self._world.nodes(),
-            live=live_deployment(self._world.child(DEPLOYMENTS, child)),
+            live=live_deployment(self._workload(model)),
             pin=pin,
             claim=live_claim(self._world.child(CLAIMS, claim)),
             jobs={key_of(body).name: live_job(body) for kind, body in owned if kind is JOBS},
         )
 
+    def _workload(self, model: VLLMModel) -> Body | None:
+        """The live object that makes the pods."""
+        namespace, name = model.metadata.key
+        if model.spec.nodes > 1:
+            return self._world.child(GROUPS, ObjectKey(namespace, names.group_name(name)))
+        return self._world.child(DEPLOYMENTS, ObjectKey(namespace, names.engine_name(name)))
+
     def _snapshot(self, model: VLLMModel, manifests: tuple[Body, ...], refusal: Refusal | None) -> Snapshot:
         key = model.metadata.key
-        wanted = next(body for body in manifests if body["kind"] == DEPLOYMENTS.kind)
-        template = wanted["spec"]["template"]
+        wanted = next(body for body in manifests if body["kind"] in WORKLOADS)
+        template = pod_template_of(wanted)
         return Snapshot(
-            deployment=self._world.child(DEPLOYMENTS, ObjectKey(key.namespace, names.engine_name(key.name))),
+            deployment=self._workload(model),
             pods=self._world.pods(key, model.metadata.uid),
+            workers=self._world.pods(key, model.metadata.uid, names.WORKER),
             template_hash=template["metadata"]["annotations"][names.ANNOTATION_TEMPLATE_HASH],
             image=template["spec"]["containers"][0]["image"],
             gpu_resource=gpu_resource(model.spec, self._settings),
@@ -185,10 +202,16 @@ def live_deployment(body: Body | None) -> LiveDeployment | None:
     )
 
 
-def refusal_of(error: ForeignObject | ApiError) -> Refusal:
+def refusal_of(error: ForeignObject | MissingApi | ApiError) -> Refusal:
     """What the API server, or the absence of a takeover, means for the model."""
     if isinstance(error, ForeignObject):
         return Refusal(Reason.CHILD_CONFLICT, str(error))
+    if isinstance(error, MissingApi):
+        return Refusal(
+            Reason.MISSING_API,
+            f"spec.nodes needs the {error} API, which this cluster does not have: install it "
+            "(https://lws.sigs.k8s.io/docs/installation/), and within a minute it is taken up by itself",
+        )
     if isinstance(error, Invalid):
         return Refusal(Reason.INVALID_SPEC, f"the API server refuses it: {error.message}")
     if _LACKS_RIGHT.search(error.message):

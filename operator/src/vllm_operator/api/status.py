@@ -40,6 +40,7 @@ class Reason(StrEnum):
     NAME_CONFLICT = "NameConflict"
     CHILD_CONFLICT = "ChildConflict"
     MISSING_SECRET = "MissingSecret"  # noqa: S105
+    MISSING_API = "MissingAPI"
     QUOTA_EXCEEDED = "QuotaExceeded"
     API_ERROR = "APIError"
 
@@ -68,6 +69,7 @@ DESCRIPTIONS: dict[Reason, str] = {
     Reason.NAME_CONFLICT: "An older model of another namespace holds a short name; <namespace>/<name> works.",
     Reason.CHILD_CONFLICT: "An object of the child's name exists that this model does not own.",
     Reason.MISSING_SECRET: "A Secret or ConfigMap that the pods refer to is not there, or lacks the key.",
+    Reason.MISSING_API: "The cluster lacks an API that the model needs; the message says how to install it.",
     Reason.QUOTA_EXCEEDED: "A quota, a LimitRange or an admission policy refuses an object or its pods.",
     Reason.API_ERROR: "The API server refused or could not be reached; the operator tries again by itself.",
 }

@@ -55,9 +55,7 @@ class ImagePullSecret(Section):
 
 def _gpus_match(spec: Spec) -> bool:
     wanted = spec.gpu.count
-    return (
-        wanted in (None, 0) or wanted == spec.engine.tensor_parallel_size * spec.engine.pipeline_parallel_size
-    )
+    return wanted in (None, 0) or wanted * spec.nodes == spec.all_gpus
 
 
 def _path_fits_source(spec: Spec) -> bool:
@@ -126,6 +124,11 @@ class Spec(Section):
     )
     engine: Engine = Field(Engine(), description="vLLM's own settings.")
     gpu: Gpu = Field(Gpu(), description="The GPUs of each pod.")
+    nodes: Annotated[int, Field(ge=1, le=64)] = Field(
+        1,
+        description="Nodes that one replica is spread over, each with gpu.count GPUs. Several need the "
+        "LeaderWorkerSet API in the cluster: https://lws.sigs.k8s.io.",
+    )
     resources: Resources = Field(Resources(), description="CPU and memory of the engine's container.")
     resource_claims: tuple[ResourceClaim, ...] = Field(
         (),
@@ -160,11 +163,19 @@ class Spec(Section):
 
     rules = (
         Rule(
-            f"!has(self.gpu) || !has(self.gpu.count) || self.gpu.count == 0 || self.gpu.count == {_PARALLEL}",
-            "must be engine.tensorParallelSize times engine.pipelineParallelSize (or 0 for none): "
-            "set engine.tensorParallelSize to the number of GPUs, or leave gpu.count out",
+            "!has(self.gpu) || !has(self.gpu.count) || self.gpu.count == 0"
+            f" || self.gpu.count * self.?nodes.orValue(1) == {_PARALLEL}",
+            "must be engine.tensorParallelSize times engine.pipelineParallelSize (or 0 for none), divided by "
+            "nodes: set engine.tensorParallelSize to the number of GPUs, or leave gpu.count out",
             _gpus_match,
             ".gpu.count",
+        ),
+        Rule(
+            f"!has(self.nodes) || ({_PARALLEL}) % self.nodes == 0",
+            "must divide engine.tensorParallelSize times engine.pipelineParallelSize: each node has an equal "
+            "share of the GPUs",
+            lambda spec: spec.all_gpus % spec.nodes == 0,
+            ".nodes",
         ),
         Rule(
             "!(has(self.replicas) && has(self.autoscaling))",
@@ -236,10 +247,11 @@ class Spec(Section):
         ),
         Rule(
             f"{_SHARED} || ((!has(self.replicas) || self.replicas <= 1)"
-            " && (!has(self.autoscaling) || self.autoscaling.maxReplicas <= 1))",
+            " && (!has(self.autoscaling) || self.autoscaling.maxReplicas <= 1)"
+            " && (!has(self.nodes) || self.nodes == 1))",
             "a ReadWriteOnce claim is mounted by one node at a time: set accessModes to [ReadWriteMany], or "
-            "have at most one replica",
-            lambda spec: spec.mounts_anywhere or spec.most_replicas <= 1,
+            "have at most one replica on one node",
+            lambda spec: spec.mounts_anywhere or spec.most_replicas * spec.nodes <= 1,
             ".cache",
         ),
         Rule(
@@ -285,6 +297,11 @@ class Spec(Section):
             return self.gpu.count
         if self.device == "cpu" or self.resource_claims:
             return 0
+        return self.all_gpus // self.nodes
+
+    @property
+    def all_gpus(self) -> int:
+        """Of one replica, as its parallelism asks for them."""
         return self.engine.tensor_parallel_size * self.engine.pipeline_parallel_size
 
     @property

@@ -45,9 +45,9 @@ class Refusal:
 class Snapshot:
     """What was read of one model's children, and what was decided for it.
 
-    `pods` are the model's engines; `prefetch` is of the Job that they wait for, None where they wait for
-    none. `template_hash` is that of the wanted pod template; `hint` is
-    added to InsufficientGPU, and `rollout` (why Auto did not surge) to RollingOut.
+    `pods` are the model's engines, `workers` the pods that they are spread over; `prefetch` are those of the
+    Job that they wait for, None where they wait for none. `template_hash` is that of the wanted pod template;
+    `hint` is added to InsufficientGPU, and `rollout` (why Auto did not surge) to RollingOut.
     """
 
     deployment: Body | None = None
@@ -61,6 +61,7 @@ class Snapshot:
     hint: str = ""
     rollout: str = ""
     prefetch: tuple[Body, ...] | None = None
+    workers: tuple[Body, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def observe(model: VLLMModel, snapshot: Snapshot, now: datetime.datetime) -> Sta
     facts = {
         "image": snapshot.image,
         "image_default_for": "" if model.spec.image else model.spec.device,
-        "gpus": model.spec.gpu_count * model.spec.wanted_replicas,
+        "gpus": model.spec.gpu_count * model.spec.nodes * model.spec.wanted_replicas,
         "served_names": snapshot.granted,
         "adapters": snapshot.adapters,
     }
@@ -150,6 +151,11 @@ def _scaled_to_zero(snapshot: Snapshot) -> _Verdict:
 def _progress(snapshot: Snapshot, alive: list[Body]) -> Finding:
     """What keeps the current spec from serving. Pods of an older one are not asked: they are to go."""
     current = [pod for pod in alive if template_hash(pod) == snapshot.template_hash]
+    current += [
+        pod
+        for pod in snapshot.workers
+        if not is_terminating(pod) and template_hash(pod) == snapshot.template_hash
+    ]
     found = [pod_finding(pod, snapshot.gpu_resource) for pod in current if not is_ready(pod)]
     if not found and len(snapshot.pods) > len(alive):
         draining = len(snapshot.pods) - len(alive)

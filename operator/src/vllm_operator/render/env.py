@@ -21,6 +21,9 @@ def engine_env(spec: Spec) -> list[Manifest]:
     if hub is not None and hub.token_secret is not None:
         made["HF_TOKEN"] = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": _secret_key(hub.token_secret)}}
     made |= _bucket_env(spec.source.s3)
+    if spec.nodes > 1:  # what the nodes tell each other; by itself vLLM asks its default route
+        address = {"fieldRef": {"fieldPath": "status.podIP"}}
+        made["VLLM_HOST_IP"] = {"name": "VLLM_HOST_IP", "valueFrom": address}
     for item in spec.engine.env:
         made[item.name] = item.model_dump(by_alias=True, exclude_none=True)
     return list(made.values())

@@ -14,6 +14,7 @@ from typing import Any
 from vllm_operator import names
 from vllm_operator.api.v1alpha1 import Spec, VLLMModel
 from vllm_operator.render.facts import Facts, LiveJob, Manifest
+from vllm_operator.render.groups import WORKLOADS
 from vllm_operator.render.pod import NON_ROOT
 from vllm_operator.render.prefetch_script import SCRIPT
 from vllm_operator.render.storage import ADAPTER_VOLUME
@@ -94,7 +95,7 @@ def _is_done(job: Manifest, facts: Facts) -> bool:
 
 
 def _starts_pods(manifest: Manifest, facts: Facts) -> bool:
-    if manifest["kind"] != "Deployment":
+    if manifest["kind"] not in WORKLOADS:
         return False
     wanted = manifest["metadata"]["annotations"][names.ANNOTATION_TEMPLATE_HASH]
     return facts.live is None or facts.live.template_hash != wanted

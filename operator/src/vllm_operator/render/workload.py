@@ -120,11 +120,12 @@ def network_policy_manifest(model: VLLMModel, peers: Iterable[Peer]) -> Manifest
         }
         for peer in peers
     ]
-    manifest["spec"] = {
-        "podSelector": {"matchLabels": names.selector_labels(model.metadata.name)},
-        "policyTypes": ["Ingress"],
-        "ingress": [{"from": allowed, "ports": [{"port": names.ENGINE_PORT, "protocol": "TCP"}]}],
-    }
+    engines = {"matchLabels": names.selector_labels(model.metadata.name)}
+    ingress: list[Manifest] = [{"from": allowed, "ports": [{"port": names.ENGINE_PORT, "protocol": "TCP"}]}]
+    if model.spec.nodes > 1:  # the nodes of a group choose their ports among themselves
+        engines = {"matchLabels": {names.LABEL_MODEL: model.metadata.name}}
+        ingress.append({"from": [{"podSelector": engines}]})
+    manifest["spec"] = {"podSelector": engines, "policyTypes": ["Ingress"], "ingress": ingress}
     return manifest
 
 
