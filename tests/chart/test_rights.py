@@ -2,8 +2,8 @@
 "restricted".
 
 Proves: the rights of each service account, cluster-wide and in namespaced mode, are these and no more;
-namespaced mode leaves nothing of cluster scope but the definition; no Secret can be read; pods pass
-"restricted", and the check of that finds each breach.
+namespaced mode leaves nothing of cluster scope but the definition; no Secret but the master key can be read;
+pods pass "restricted", and the check of that finds each breach.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ OPERATOR = {
     ("policy", "poddisruptionbudgets"): CHILD,
     ("", "pods"): READ,
     ("", "events"): ("create",),
+    ("", "secrets"): ("create",),
 }
 NODES = {("", "nodes"): READ}
 GATEWAY = {("vllm-fleet.dev", "vllmmodels"): READ, ("discovery.k8s.io", "endpointslices"): READ}
@@ -38,6 +39,13 @@ LEASE = [
         "resources": ["leases"],
         "resourceNames": ["vllm-operator"],
         "verbs": ["get", "update"],
+    },
+    {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]},
+    {
+        "apiGroups": [""],
+        "resources": ["secrets"],
+        "resourceNames": ["vllm-fleet-engine-keys"],
+        "verbs": ["get"],
     },
 ]
 CLUSTER_KINDS = {"ClusterRole", "ClusterRoleBinding"}
@@ -92,6 +100,12 @@ def test_rights_in_the_watched_namespaces_only(render: Any) -> None:
         for component, rights in (("operator", OPERATOR), ("gateway", GATEWAY))
     }
     assert set(bound(manifests, "vllm-fleet-gateway")) == {(n, "Role", "vllm-fleet-gateway") for n in "ab"}
+
+
+def test_without_engine_keys_no_right_on_secrets(render: Any, find: Any) -> None:
+    values = {"engineKeys": {"enabled": False}}
+    assert ("", "secrets") not in granted(find("ClusterRole", "vllm-fleet-operator", values)["rules"])
+    assert find("Role", "vllm-fleet-operator-lease", values)["rules"] == LEASE[:2]
 
 
 def test_the_lease_right_follows_the_lease_name(find: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterable
 from typing import Protocol
@@ -11,6 +12,7 @@ from vllm_operator.compare import differs
 from vllm_operator.errors import Conflict, ForeignObject, MissingApi, NotFound
 from vllm_operator.kinds import (
     MODELS,
+    SECRETS,
     Body,
     Kind,
     ObjectKey,
@@ -22,6 +24,7 @@ from vllm_operator.kinds import (
 )
 from vllm_operator.names import KIND
 from vllm_operator.ownership import is_booked_as_update
+from vllm_operator.render import pod_template_of
 from vllm_operator.world import World
 
 log = logging.getLogger(__name__)
@@ -58,6 +61,19 @@ class Children:
         for body in wanted:
             await self._bring_one(owner, child_kind(body), body)
         await self._prune(owner, {(child_kind(body), key_of(body)) for body in (*wanted, *kept)})
+
+    async def ensure_engine_key(self, owner: Metadata, secret: Body, workload: Body | None) -> None:
+        """Makes the Secret where nothing says that it is there: the operator may create Secrets, but not read
+        any. It is there if the live workload refers to it and no pod misses it.
+        """
+        name = key_of(secret).name
+        pods = self._world.pods(owner.key, owner.uid)
+        if workload is not None and refers_to(workload, name) and not any(misses(pod, name) for pod in pods):
+            return
+        await self._ensure_alive(owner)
+        with contextlib.suppress(Conflict):
+            await self._api.create(SECRETS, secret)
+            log.info("created", extra={"model": str(owner.key), "kind": SECRETS.kind})
 
     async def _ensure_alive(self, owner: Metadata) -> None:
         """A child of a model that is gone would be collected and, seen to vanish, made again for ever."""
@@ -110,3 +126,20 @@ class Children:
             ):
                 await self._api.delete(kind, key_of(body), uid=uid_of(body))
                 log.info("deleted", extra={"model": str(owner.key), "kind": kind.kind})
+
+
+def refers_to(workload: Body, secret: str) -> bool:
+    containers = pod_template_of(workload)["spec"]["containers"]
+    references = [
+        item.get("valueFrom", {}).get("secretKeyRef", {})
+        for each in containers
+        for item in each.get("env") or ()
+    ]
+    return any(reference.get("name") == secret for reference in references)
+
+
+def misses(pod: Body, secret: str) -> bool:
+    """Whether the kubelet says that the Secret is not there."""
+    states = [item.get("state") or {} for item in (pod.get("status") or {}).get("containerStatuses") or ()]
+    said = [(state.get("waiting") or {}).get("message") or "" for state in states]
+    return any(f'"{secret}" not found' in message for message in said)

@@ -51,6 +51,7 @@ NETWORK_POLICIES = Kind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicie
 PODS = Kind("v1", "Pod", "pods")
 NODES = Kind("v1", "Node", "nodes", namespaced=False)
 EVENTS = Kind("v1", "Event", "events")
+SECRETS = Kind("v1", "Secret", "secrets")
 LEASES = Kind("coordination.k8s.io/v1", "Lease", "leases")
 CLAIMS = Kind(
     "v1",

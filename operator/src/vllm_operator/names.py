@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import NamedTuple
 
 GROUP = "vllm-fleet.dev"
@@ -24,6 +25,7 @@ ANNOTATION_PAUSED = f"{GROUP}/paused"
 ENGINE = "engine"  # the container, the component, and the suffix of the children's names
 WORKER = "engine-worker"  # the component of the pods that a leader spreads its engine over
 PREFETCH = "prefetch"  # the component of the Job that downloads weights, and of its pod
+ENGINE_KEY_FIELD = "api-key"
 ENGINE_PORT = 8000
 ENGINE_PORT_NAME = "http"
 
@@ -60,6 +62,11 @@ def cache_name(model: str) -> str:
 def prefetch_name(model: str, key: str) -> str:
     """The Job's name; `key` has eight characters and stands for what is downloaded."""
     return f"{model}-prefetch-{key}"
+
+
+def engine_key_secret(model: str, engine_key: str) -> str:
+    """Another key is another Secret, so that one never needs to be changed, nor read."""
+    return f"{engine_name(model)}-{hashlib.sha256(engine_key.encode()).hexdigest()[:8]}"
 
 
 def selector_labels(model: str) -> dict[str, str]:

@@ -30,7 +30,7 @@ from vllm_operator.events import Recorder, transitions
 from vllm_operator.kinds import CLAIMS, DEPLOYMENTS, GROUPS, JOBS, MODELS, Body, ObjectKey, key_of
 from vllm_operator.names import ModelKey
 from vllm_operator.observe import Refusal, Snapshot, observe, observe_refused, seconds_until_stalled
-from vllm_operator.render import held_back, pod_template_of, render
+from vllm_operator.render import engine_key_manifest, held_back, pod_template_of, render
 from vllm_operator.render.claim import live_claim
 from vllm_operator.render.facts import Facts, ImagePin, LiveDeployment
 from vllm_operator.render.groups import WORKLOADS
@@ -49,13 +49,22 @@ Outcome = Callable[[str, float], None]
 
 
 class Reconciler:
-    """`count(result, seconds)` is told of each run: ok, refused, gone or error."""
+    """`count(result, seconds)` is told of each run: ok, refused, gone or error. `engine_key` gives a
+    model's key, empty where engines ask for none.
+    """
 
     def __init__(
-        self, api: Api, world: World, settings: Settings, recorder: Recorder, clock: Clock, count: Outcome
+        self,
+        api: Api,
+        world: World,
+        settings: Settings,
+        recorder: Recorder,
+        clock: Clock,
+        count: Outcome,
+        engine_key: Callable[[Metadata], str] = lambda _meta: "",
     ) -> None:
         self._api, self._world, self._settings = api, world, settings
-        self._children = Children(api, world)
+        self._children, self._engine_key = Children(api, world), engine_key
         self._recorder, self._clock, self._count = recorder, clock, count
 
     async def __call__(self, key: ModelKey) -> float | None:
@@ -96,6 +105,9 @@ class Reconciler:
         meta, refusal = model.metadata, None
         try:
             if not model.paused:
+                if (key := self._engine_key(meta)) and not any(body["kind"] in WORKLOADS for body in kept):
+                    secret = engine_key_manifest(model, key)
+                    await self._children.ensure_engine_key(meta, secret, self._workload(model))
                 await self._children.bring(meta, [body for body in manifests if body not in kept], kept)
         except (ForeignObject, Forbidden, Invalid, MissingApi) as error:
             refusal = refusal_of(error)
@@ -120,6 +132,7 @@ class Reconciler:
             pin=pin,
             claim=live_claim(self._world.child(CLAIMS, claim)),
             jobs={key_of(body).name: live_job(body) for kind, body in owned if kind is JOBS},
+            engine_key=self._engine_key(model.metadata),
         )
 
     def _workload(self, model: VLLMModel) -> Body | None:

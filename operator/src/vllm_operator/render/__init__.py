@@ -10,13 +10,14 @@ from vllm_operator.render.prefetch import held_back, prefetch_manifests
 from vllm_operator.render.workload import (
     budget_manifest,
     deployment_manifest,
+    engine_key_manifest,
     network_policy_manifest,
     service_manifest,
     stamped,
 )
 from vllm_operator.settings import Settings
 
-__all__ = ["held_back", "pod_template_of", "render"]
+__all__ = ["engine_key_manifest", "held_back", "pod_template_of", "render"]
 
 
 def render(model: VLLMModel, settings: Settings, facts: Facts = NOTHING_KNOWN) -> tuple[Manifest, ...]:

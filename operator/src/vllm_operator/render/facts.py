@@ -65,13 +65,16 @@ class LiveJob:
 
 @dataclass(frozen=True)
 class Facts:
-    """`nodes` is None where the operator may not list nodes or does not count GPUs. `jobs` are by name."""
+    """`nodes` is None where the operator may not list nodes or does not count GPUs. `jobs` are by name.
+    `engine_key` is empty where engines ask for none.
+    """
 
     nodes: tuple[Node, ...] | None = None
     live: LiveDeployment | None = None
     pin: ImagePin | None = None
     claim: LiveClaim | None = None
     jobs: Mapping[str, LiveJob] = field(default_factory=dict)
+    engine_key: str = field(default="", repr=False)
 
 
 NOTHING_KNOWN = Facts()
