@@ -2,7 +2,8 @@
 
 Proves: between namespaces the oldest holds a name, ties by namespace and name, the next gets it when the
 holder goes or changes; who is concerned by a change is told; stale news are no news; a complete list removes
-what is missing and not younger; GPUs held are counted per node whatever the order of events; a live object
+what is missing and not younger; nothing is kept that is never read; GPUs held are counted per node whatever
+the order of events, and a node's changes are seen though what is known of it is kept; a live object
 equals what was rendered although the server added defaults and normal forms, and any owned field that
 differs is a difference.
 """
@@ -114,6 +115,12 @@ def test_stale_news_are_no_news() -> None:
     assert fleet.remove(key("a/m"), "made anew") == {key("a/m")}
 
 
+def test_a_models_managed_fields_are_not_kept() -> None:
+    loaded = body("a", "m")
+    loaded["metadata"]["managedFields"] = [{"manager": "kubectl"}]
+    assert "managedFields" not in fleet_of(loaded).models[key("a/m")]["metadata"]
+
+
 def test_a_complete_list_removes_what_is_missing_and_not_younger() -> None:
     fleet = fleet_of(
         body("a", "gone", version=5), body("a", "young", version=12), body("a", "stays", version=6)
@@ -171,6 +178,18 @@ def test_gpus_are_counted_as_pods_come_and_go() -> None:
     ledger.note(pod("a", gpus=2, phase="Succeeded"), None)
     ledger.note(b, None)
     assert free(ledger) == 8
+
+
+def test_a_node_that_changes_is_seen() -> None:
+    ledger = NodeLedger()
+    before = slim_node({"metadata": {"name": "n"}, "status": {"allocatable": {"nvidia.com/gpu": "8"}}})
+    after = slim_node({"metadata": {"name": "n"}, "status": {"allocatable": {"nvidia.com/gpu": "4"}}})
+    ledger.note_node(None, before)
+    ledger.note(None, pod("a"))
+    (known,) = ledger.nodes([before])
+    assert ledger.nodes([before])[0] is known
+    ledger.note_node(before, after)
+    assert [node.free for node in ledger.nodes([after])] == [{"nvidia.com/gpu": 3}]
 
 
 def test_cpu_and_memory_are_counted_too() -> None:

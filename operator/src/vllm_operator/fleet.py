@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from vllm_operator.kinds import Body, uid_of, version_of
+from vllm_operator.kinds import Body, uid_of, version_of, without_managed_fields
 from vllm_operator.names import ModelKey
 
 
@@ -46,7 +46,7 @@ class Fleet:
         old = self.models.get(key)
         if old is not None and uid_of(old) == uid_of(body) and version_of(old) >= version_of(body):
             return None
-        concerned = {key}
+        body, concerned = without_managed_fields(body), {key}
         if old is None or asked_names(old) != asked_names(body) or uid_of(old) != uid_of(body):
             concerned |= self._unclaim(key)
             self.models[key] = body
