@@ -29,6 +29,7 @@ from vllm_operator.kinds import ObjectKey
 from vllm_operator.settings import parse_settings
 
 SECRETS, DEPLOYMENTS, PODS = resource("secrets"), resource("deployments"), resource("pods")
+GROUPS = resource("leaderworkersets")
 SETTINGS = parse_settings(
     {
         "managementPort": 0,
@@ -107,6 +108,21 @@ async def test_each_model_has_its_own_key(api: KubeApi) -> None:
     made = [path.rsplit("/", 1)[-1] for path in writes(api) if path.startswith("POST")]
     assert made.index("secrets", 1) < made.index("deployments")  # the first Secret is the master key
     await running.stop()
+
+
+async def test_a_group_of_nodes_has_its_key_and_is_not_given_it_again(api: KubeApi) -> None:
+    running = await leading(api)
+    api.create(VLLM_MODELS, "ns", model_body(nodes=2, engine={"tensorParallelSize": 2}))
+    await eventually(lambda: api.objects(GROUPS), "the group is there")
+    await eventually(lambda: api.get(VLLM_MODELS, "ns", "m").get("status"), "the status is written")
+    (name,) = secret_names(api)
+    assert f"'name': '{name}'" in str(api.objects(GROUPS)[0]["spec"]["leaderWorkerTemplate"])
+    await running.stop()
+    api.requests.clear()
+    running = await leading(api)
+    await asyncio.sleep(0.3)
+    await running.stop()
+    assert writes(api) == []
 
 
 async def test_a_restart_writes_nothing_and_keeps_the_keys(api: KubeApi) -> None:

@@ -32,6 +32,7 @@ from vllm_operator.errors import (
     clip,
 )
 from vllm_operator.kinds import Body, Kind, ObjectKey, key_of, without_managed_fields
+from vllm_operator.ownership import booked_as_apply
 
 PAGE_SIZE = 100  # parsed, a page takes some ten times its bytes of memory, until the next one is asked for
 REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=30, connect=10)
@@ -124,6 +125,13 @@ class Cluster:
         path = kind.path(*key_of(body), subresource)
         query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
         return await self._request("PATCH", path, query, {**body, "metadata": metadata}, _APPLY)
+
+    async def book_as_apply(self, kind: Kind, key: ObjectKey, *, uid: str) -> Body:
+        """Makes what we created ours for server-side apply: see ownership. Conflict where it has changed."""
+        meta = (await self.get(kind, key))["metadata"]
+        owned = booked_as_apply(meta.get("managedFields") or [])
+        body = {"metadata": {"uid": uid, "resourceVersion": meta["resourceVersion"], "managedFields": owned}}
+        return await self._request("PATCH", kind.path(*key), {}, body, _MERGE)
 
     async def replace(self, kind: Kind, body: Body) -> Body:
         """Conflict where the object has changed since it was read."""

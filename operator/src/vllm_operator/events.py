@@ -18,7 +18,7 @@ from vllm_operator.kinds import EVENTS, Body, Kind
 log = logging.getLogger(__name__)
 
 _GOOD = {Reason.SERVING, Reason.SCALED_TO_ZERO, Reason.ACCEPTED, Reason.ROLLING_OUT, Reason.PAUSED}
-_PASSING = {Reason.STARTING, Reason.PULLING, Reason.LOADING, Reason.DRAINING}
+_PASSING = {Reason.STARTING, Reason.PULLING, Reason.DOWNLOADING, Reason.LOADING, Reason.DRAINING}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import datetime
 import logging
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from vllm_operator import names
@@ -17,13 +18,25 @@ from vllm_operator.api.status import Reason, Status
 from vllm_operator.api.v1alpha1 import Metadata, VLLMModel
 from vllm_operator.children import Api, Children, ModelGone
 from vllm_operator.clock import Clock
-from vllm_operator.errors import ApiError, Conflict, Forbidden, ForeignObject, Invalid, NotFound, SpecError
+from vllm_operator.errors import (
+    ApiError,
+    Conflict,
+    Forbidden,
+    ForeignObject,
+    Invalid,
+    MissingApi,
+    NotFound,
+    SpecError,
+)
 from vllm_operator.events import Recorder, transitions
-from vllm_operator.kinds import DEPLOYMENTS, MODELS, Body, ObjectKey
+from vllm_operator.kinds import CLAIMS, DEPLOYMENTS, GROUPS, JOBS, MODELS, Body, ObjectKey, key_of
 from vllm_operator.names import ModelKey
 from vllm_operator.observe import Refusal, Snapshot, observe, observe_refused, seconds_until_stalled
-from vllm_operator.render import engine_key_manifest, render
+from vllm_operator.render import engine_key_manifest, held_back, pod_template_of, render
+from vllm_operator.render.claim import live_claim
 from vllm_operator.render.facts import Facts, ImagePin, LiveDeployment
+from vllm_operator.render.groups import WORKLOADS
+from vllm_operator.render.prefetch import live_job
 from vllm_operator.render.scheduling import gpu_resource, suitable_nodes
 from vllm_operator.settings import Settings
 from vllm_operator.world import World
@@ -76,11 +89,12 @@ class Reconciler:
         meta, before = identify(body), previous_status(body)
         try:
             model = parse(body, self._settings.profiles)
-            manifests = render(model, self._settings, self._facts(model))
+            facts = self._facts(model)
+            manifests = render(model, self._settings, facts)
         except SpecError as error:
             return await self._refuse(meta, before, Refusal(Reason.INVALID_SPEC, str(error)))
         try:
-            return await self._bring(model, manifests)
+            return await self._bring(model, manifests, held_back(model.spec, manifests, facts))
         except ModelGone:
             for concerned in self._world.fleet.remove(key, meta.uid) - {key}:
                 self._world.enqueue(concerned)  # a short name may have become free
@@ -91,16 +105,22 @@ class Reconciler:
         await self._write(meta, before, observe_refused(meta, before, snapshot, refusal, self._clock.now()))
         return "refused", None
 
-    async def _bring(self, model: VLLMModel, manifests: tuple[Body, ...]) -> tuple[str, float | None]:
+    async def _bring(
+        self, model: VLLMModel, manifests: tuple[Body, ...], kept: list[Body]
+    ) -> tuple[str, float | None]:
         meta, refusal = model.metadata, None
         try:
             if not model.paused:
-                if key := self._engine_key(meta):
-                    await self._children.ensure_engine_key(meta, engine_key_manifest(model, key))
-                await self._children.bring(meta, manifests)
-        except (ForeignObject, Forbidden, Invalid) as error:
+                if (key := self._engine_key(meta)) and not any(body["kind"] in WORKLOADS for body in kept):
+                    secret = engine_key_manifest(model, key)
+                    await self._children.ensure_engine_key(meta, secret, self._workload(model))
+                await self._children.bring(meta, [body for body in manifests if body not in kept], kept)
+        except (ForeignObject, Forbidden, Invalid, MissingApi) as error:
             refusal = refusal_of(error)
         snapshot = self._snapshot(model, manifests, refusal or self._name_conflict(meta.key))
+        if any(body["kind"] in WORKLOADS for body in kept):
+            waits_for = self._world.pods(meta.key, meta.uid, names.PREFETCH)
+            snapshot = replace(snapshot, prefetch=waits_for)
         now = self._clock.now()
         await self._write(meta, model.status, observe(model, snapshot, now))
         if refusal is not None:
@@ -108,23 +128,34 @@ class Reconciler:
         return "ok", seconds_until_stalled(model, snapshot, now)
 
     def _facts(self, model: VLLMModel) -> Facts:
-        child = ObjectKey(model.metadata.namespace, names.engine_name(model.metadata.name))
         status = model.status
         pin = ImagePin(status.image_default_for, status.image) if status.image_default_for else None
+        claim = ObjectKey(model.metadata.namespace, names.cache_name(model.metadata.name))
+        owned = self._world.owned_children(model.metadata.key, model.metadata.uid)
         return Facts(
             nodes=self._world.nodes(),
-            live=live_deployment(self._world.child(DEPLOYMENTS, child)),
+            live=live_deployment(self._workload(model)),
             pin=pin,
+            claim=live_claim(self._world.child(CLAIMS, claim)),
+            jobs={key_of(body).name: live_job(body) for kind, body in owned if kind is JOBS},
             engine_key=self._engine_key(model.metadata),
         )
 
+    def _workload(self, model: VLLMModel) -> Body | None:
+        """The live object that makes the pods."""
+        namespace, name = model.metadata.key
+        if model.spec.nodes > 1:
+            return self._world.child(GROUPS, ObjectKey(namespace, names.group_name(name)))
+        return self._world.child(DEPLOYMENTS, ObjectKey(namespace, names.engine_name(name)))
+
     def _snapshot(self, model: VLLMModel, manifests: tuple[Body, ...], refusal: Refusal | None) -> Snapshot:
         key = model.metadata.key
-        wanted = next(body for body in manifests if body["kind"] == DEPLOYMENTS.kind)
-        template = wanted["spec"]["template"]
+        wanted = next(body for body in manifests if body["kind"] in WORKLOADS)
+        template = pod_template_of(wanted)
         return Snapshot(
-            deployment=self._world.child(DEPLOYMENTS, ObjectKey(key.namespace, names.engine_name(key.name))),
+            deployment=self._workload(model),
             pods=self._world.pods(key, model.metadata.uid),
+            workers=self._world.pods(key, model.metadata.uid, names.WORKER),
             template_hash=template["metadata"]["annotations"][names.ANNOTATION_TEMPLATE_HASH],
             image=template["spec"]["containers"][0]["image"],
             gpu_resource=gpu_resource(model.spec, self._settings),
@@ -201,10 +232,16 @@ def live_deployment(body: Body | None) -> LiveDeployment | None:
     )
 
 
-def refusal_of(error: ForeignObject | ApiError) -> Refusal:
+def refusal_of(error: ForeignObject | MissingApi | ApiError) -> Refusal:
     """What the API server, or the absence of a takeover, means for the model."""
     if isinstance(error, ForeignObject):
         return Refusal(Reason.CHILD_CONFLICT, str(error))
+    if isinstance(error, MissingApi):
+        return Refusal(
+            Reason.MISSING_API,
+            f"spec.nodes needs the {error} API, which this cluster does not have: install it "
+            "(https://lws.sigs.k8s.io/docs/installation/), and within a minute it is taken up by itself",
+        )
     if isinstance(error, Invalid):
         return Refusal(Reason.INVALID_SPEC, f"the API server refuses it: {error.message}")
     if _LACKS_RIGHT.search(error.message):

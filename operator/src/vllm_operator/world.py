@@ -24,9 +24,9 @@ from vllm_operator.kinds import (
     ObjectKey,
     is_controlled_by,
     key_of,
-    without_managed_fields,
 )
 from vllm_operator.names import ModelKey
+from vllm_operator.ownership import slimmed
 from vllm_operator.reflector import Reflector, Source
 from vllm_operator.render.facts import Node
 from vllm_operator.settings import Settings
@@ -59,7 +59,7 @@ class World:
                     functools.partial(self._child_changed, kind),
                     namespace=scope,
                     selector=ours,
-                    project=without_managed_fields,
+                    project=slimmed,
                 )
             self._reflectors[PODS, scope] = Reflector(
                 source,
@@ -104,10 +104,10 @@ class World:
             if is_controlled_by(body, uid)
         ]
 
-    def pods(self, key: ModelKey, uid: str) -> tuple[Body, ...]:
+    def pods(self, key: ModelKey, uid: str, component: str = names.ENGINE) -> tuple[Body, ...]:
         """Those of this very model, and not of one that had its name before."""
-        found = self._pods.of(key)
-        return tuple(body for body in found if body["metadata"]["labels"].get(names.LABEL_MODEL_UID) == uid)
+        wanted = {names.LABEL_MODEL_UID: uid, names.LABEL_COMPONENT: component}.items()
+        return tuple(body for body in self._pods.of(key) if wanted <= body["metadata"]["labels"].items())
 
     def nodes(self) -> tuple[Node, ...] | None:
         """None where they are not counted, or the right to list them is missing."""

@@ -26,6 +26,7 @@ class Reason(StrEnum):
     PAUSED = "Paused"
     STARTING = "Starting"
     PULLING = "Pulling"
+    DOWNLOADING = "Downloading"
     LOADING = "Loading"
     DRAINING = "Draining"
     UNSCHEDULABLE = "Unschedulable"
@@ -34,10 +35,12 @@ class Reason(StrEnum):
     CRASH_LOOPING = "CrashLooping"
     OUT_OF_MEMORY = "OutOfMemory"
     ENGINE_ERROR = "EngineError"
+    DOWNLOAD_FAILED = "DownloadFailed"
     INVALID_SPEC = "InvalidSpec"
     NAME_CONFLICT = "NameConflict"
     CHILD_CONFLICT = "ChildConflict"
     MISSING_SECRET = "MissingSecret"  # noqa: S105
+    MISSING_API = "MissingAPI"
     QUOTA_EXCEEDED = "QuotaExceeded"
     API_ERROR = "APIError"
 
@@ -50,6 +53,7 @@ DESCRIPTIONS: dict[Reason, str] = {
     Reason.PAUSED: "The annotation vllm-fleet.dev/paused stops reconciliation. Remove it to go on.",
     Reason.STARTING: "The pods are being made.",
     Reason.PULLING: "The node pulls the image or mounts the volumes.",
+    Reason.DOWNLOADING: "The prefetch Job downloads the weights; the message says how much, since when.",
     Reason.LOADING: "The engine loads the weights; the message says since when.",
     Reason.DRAINING: "The last streams end in pods that are to go.",
     Reason.UNSCHEDULABLE: "No node fits; the message is the scheduler's own.",
@@ -59,10 +63,13 @@ DESCRIPTIONS: dict[Reason, str] = {
     Reason.OUT_OF_MEMORY: "The kernel killed the engine, or CUDA had no memory left. Raise "
     "resources.limits.memory, or lower engine.maxModelLen or engine.gpuMemoryUtilization.",
     Reason.ENGINE_ERROR: "The engine ended with an error; the message holds its last line.",
+    Reason.DOWNLOAD_FAILED: "The prefetch Job cannot get the weights; the message says why: the token, the "
+    "name, the revision, or the room in the cache. It tries again by itself.",
     Reason.INVALID_SPEC: "A field is wrong; the message says how to mend it. What runs is left as it is.",
     Reason.NAME_CONFLICT: "An older model of another namespace holds a short name; <namespace>/<name> works.",
     Reason.CHILD_CONFLICT: "An object of the child's name exists that this model does not own.",
     Reason.MISSING_SECRET: "A Secret or ConfigMap that the pods refer to is not there, or lacks the key.",
+    Reason.MISSING_API: "The cluster lacks an API that the model needs; the message says how to install it.",
     Reason.QUOTA_EXCEEDED: "A quota, a LimitRange or an admission policy refuses an object or its pods.",
     Reason.API_ERROR: "The API server refused or could not be reached; the operator tries again by itself.",
 }

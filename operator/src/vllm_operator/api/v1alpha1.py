@@ -11,6 +11,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 
 from vllm_operator import names
 from vllm_operator.api.adapters import Adapter
+from vllm_operator.api.cache import Cache
 from vllm_operator.api.engine import Engine
 from vllm_operator.api.placement import Gpu, ResourceClaim, Resources, Scheduling
 from vllm_operator.api.pod_template import PodTemplate
@@ -54,9 +55,7 @@ class ImagePullSecret(Section):
 
 def _gpus_match(spec: Spec) -> bool:
     wanted = spec.gpu.count
-    return (
-        wanted in (None, 0) or wanted == spec.engine.tensor_parallel_size * spec.engine.pipeline_parallel_size
-    )
+    return wanted in (None, 0) or wanted * spec.nodes == spec.all_gpus
 
 
 def _path_fits_source(spec: Spec) -> bool:
@@ -81,6 +80,16 @@ _IMAGE = (
 _HUB = (
     "(has(self.source) && !has(self.source.huggingFace) && !has(self.source.s3))"
     " || !self.model.startsWith('/')"
+)
+
+
+_DOWNLOADS = (
+    "!has(self.cache) || !has(self.source) || has(self.source.huggingFace)"
+    " || (has(self.adapters) && self.adapters.exists(item, has(item.source.huggingFace)))"
+)
+_SHARED = (
+    "!has(self.cache) || (has(self.cache.accessModes)"
+    " && self.cache.accessModes.exists(mode, mode == 'ReadWriteMany'))"
 )
 
 
@@ -115,6 +124,11 @@ class Spec(Section):
     )
     engine: Engine = Field(Engine(), description="vLLM's own settings.")
     gpu: Gpu = Field(Gpu(), description="The GPUs of each pod.")
+    nodes: Annotated[int, Field(ge=1, le=64)] = Field(
+        1,
+        description="Nodes that one replica is spread over, each with gpu.count GPUs. Several need the "
+        "LeaderWorkerSet API in the cluster: https://lws.sigs.k8s.io.",
+    )
     resources: Resources = Field(Resources(), description="CPU and memory of the engine's container.")
     resource_claims: tuple[ResourceClaim, ...] = Field(
         (),
@@ -133,6 +147,9 @@ class Spec(Section):
         description="LoRA adapters that each pod serves beside the model, each by its own name.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
+    cache: Cache | None = Field(
+        None, description="Keep what is downloaded on a volume, so that new pods start without a download."
+    )
     start_timeout: Duration | None = Field(
         None,
         description="How long a pod may take from its start to serving, download included. Default: 30m.",
@@ -146,11 +163,19 @@ class Spec(Section):
 
     rules = (
         Rule(
-            f"!has(self.gpu) || !has(self.gpu.count) || self.gpu.count == 0 || self.gpu.count == {_PARALLEL}",
-            "must be engine.tensorParallelSize times engine.pipelineParallelSize (or 0 for none): "
-            "set engine.tensorParallelSize to the number of GPUs, or leave gpu.count out",
+            "!has(self.gpu) || !has(self.gpu.count) || self.gpu.count == 0"
+            f" || self.gpu.count * self.?nodes.orValue(1) == {_PARALLEL}",
+            "must be engine.tensorParallelSize times engine.pipelineParallelSize (or 0 for none), divided by "
+            "nodes: set engine.tensorParallelSize to the number of GPUs, or leave gpu.count out",
             _gpus_match,
             ".gpu.count",
+        ),
+        Rule(
+            f"!has(self.nodes) || ({_PARALLEL}) % self.nodes == 0",
+            "must divide engine.tensorParallelSize times engine.pipelineParallelSize: each node has an equal "
+            "share of the GPUs",
+            lambda spec: spec.all_gpus % spec.nodes == 0,
+            ".nodes",
         ),
         Rule(
             "!(has(self.replicas) && has(self.autoscaling))",
@@ -214,6 +239,29 @@ class Spec(Section):
             lambda spec: spec.adapters or (spec.engine.max_loras or spec.engine.max_lora_rank) is None,
             ".engine",
         ),
+        Rule(
+            _DOWNLOADS,
+            "keeps what is downloaded from the Hugging Face Hub, and nothing is: leave it out",
+            lambda spec: spec.cache is None or spec.downloads,
+            ".cache",
+        ),
+        Rule(
+            f"{_SHARED} || ((!has(self.replicas) || self.replicas <= 1)"
+            " && (!has(self.autoscaling) || self.autoscaling.maxReplicas <= 1)"
+            " && (!has(self.nodes) || self.nodes == 1))",
+            "a ReadWriteOnce claim is mounted by one node at a time: set accessModes to [ReadWriteMany], or "
+            "have at most one replica on one node",
+            lambda spec: spec.mounts_anywhere or spec.most_replicas * spec.nodes <= 1,
+            ".cache",
+        ),
+        Rule(
+            f"{_SHARED} || !has(self.rollout) || !has(self.rollout.strategy)"
+            " || self.rollout.strategy != 'Surge'",
+            "Surge starts a second pod, and a ReadWriteOnce cache is mounted by one node at a time: set "
+            "cache.accessModes to [ReadWriteMany], or strategy to Auto",
+            lambda spec: spec.mounts_anywhere or spec.rollout.strategy != "Surge",
+            ".rollout.strategy",
+        ),
         duration_rule("startTimeout", "10s", "24h"),
     )
 
@@ -230,12 +278,30 @@ class Spec(Section):
         return any(source is not None for source in hub)
 
     @property
+    def prefetches(self) -> bool:
+        return self.cache is not None and self.cache.prefetch
+
+    @property
+    def mounts_anywhere(self) -> bool:
+        """Whether nothing binds the pods to the node where another one runs."""
+        return self.cache is None or self.cache.is_shared
+
+    @property
+    def most_replicas(self) -> int:
+        return self.autoscaling.max_replicas if self.autoscaling is not None else self.wanted_replicas
+
+    @property
     def gpu_count(self) -> int:
         """Devices per pod, those of resourceClaims not counted."""
         if self.gpu.count is not None:
             return self.gpu.count
         if self.device == "cpu" or self.resource_claims:
             return 0
+        return self.all_gpus // self.nodes
+
+    @property
+    def all_gpus(self) -> int:
+        """Of one replica, as its parallelism asks for them."""
         return self.engine.tensor_parallel_size * self.engine.pipeline_parallel_size
 
     @property

@@ -24,10 +24,11 @@ from vllm_operator.observe.pods import (
     template_hash,
     worst,
 )
+from vllm_operator.observe.prefetch import prefetch_finding
 
 __all__ = ["Refusal", "Snapshot", "observe", "observe_refused", "seconds_until_stalled"]
 
-_STALLED_AT_ONCE = {Reason.MISSING_SECRET, Reason.QUOTA_EXCEEDED}
+_STALLED_AT_ONCE = {Reason.MISSING_SECRET, Reason.QUOTA_EXCEEDED, Reason.DOWNLOAD_FAILED}
 _STALLED_LATE = {Reason.IMAGE_PULL_FAILED, Reason.CRASH_LOOPING, Reason.OUT_OF_MEMORY, Reason.ENGINE_ERROR}
 
 
@@ -44,8 +45,9 @@ class Refusal:
 class Snapshot:
     """What was read of one model's children, and what was decided for it.
 
-    `pods` are all pods with the model's label. `template_hash` is that of the wanted pod template; `hint` is
-    added to InsufficientGPU, and `rollout` (why Auto did not surge) to RollingOut.
+    `pods` are the model's engines, `workers` the pods that they are spread over; `prefetch` are those of the
+    Job that they wait for, None where they wait for none. `template_hash` is that of the wanted pod template;
+    `hint` is added to InsufficientGPU, and `rollout` (why Auto did not surge) to RollingOut.
     """
 
     deployment: Body | None = None
@@ -58,6 +60,8 @@ class Snapshot:
     refusal: Refusal | None = None
     hint: str = ""
     rollout: str = ""
+    prefetch: tuple[Body, ...] | None = None
+    workers: tuple[Body, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def observe(model: VLLMModel, snapshot: Snapshot, now: datetime.datetime) -> Sta
     facts = {
         "image": snapshot.image,
         "image_default_for": "" if model.spec.image else model.spec.device,
-        "gpus": model.spec.gpu_count * model.spec.wanted_replicas,
+        "gpus": model.spec.gpu_count * model.spec.nodes * model.spec.wanted_replicas,
         "served_names": snapshot.granted,
         "adapters": snapshot.adapters,
     }
@@ -125,7 +129,7 @@ def _verdict(model: VLLMModel, snapshot: Snapshot, now: datetime.datetime) -> _V
         return _scaled_to_zero(snapshot)
     if len(current) >= wanted and len(alive) == len(current) == wanted:
         return _Verdict(True, Reason.SERVING, f"{wanted} of {wanted} replicas serve")
-    finding = _progress(snapshot, alive)
+    finding = _progress(snapshot, alive) if snapshot.prefetch is None else prefetch_finding(snapshot.prefetch)
     tried = _seconds_tried(snapshot, now)
     late = finding.reason in _STALLED_LATE and tried >= model.spec.start_seconds
     stalled = late or finding.reason in _STALLED_AT_ONCE
@@ -139,12 +143,19 @@ def _verdict(model: VLLMModel, snapshot: Snapshot, now: datetime.datetime) -> _V
 def _scaled_to_zero(snapshot: Snapshot) -> _Verdict:
     draining = len(snapshot.pods)
     progress = Finding(Reason.DRAINING, f"{draining} pods end") if draining else None
+    if snapshot.prefetch is not None:
+        progress = prefetch_finding(snapshot.prefetch)
     return _Verdict(True, Reason.SCALED_TO_ZERO, "no replica is wanted", progress)
 
 
 def _progress(snapshot: Snapshot, alive: list[Body]) -> Finding:
     """What keeps the current spec from serving. Pods of an older one are not asked: they are to go."""
     current = [pod for pod in alive if template_hash(pod) == snapshot.template_hash]
+    current += [
+        pod
+        for pod in snapshot.workers
+        if not is_terminating(pod) and template_hash(pod) == snapshot.template_hash
+    ]
     found = [pod_finding(pod, snapshot.gpu_resource) for pod in current if not is_ready(pod)]
     if not found and len(snapshot.pods) > len(alive):
         draining = len(snapshot.pods) - len(alive)
@@ -161,7 +172,8 @@ def _in_place(snapshot: Snapshot) -> str:
 
 def _seconds_tried(snapshot: Snapshot, now: datetime.datetime) -> float:
     """Since the oldest pod of the current spec that does not serve was made."""
-    waiting = [pod for pod in snapshot.pods if not is_ready(pod) and not is_terminating(pod)]
+    pods = snapshot.pods if snapshot.prefetch is None else snapshot.prefetch
+    waiting = [pod for pod in pods if not is_ready(pod) and not is_terminating(pod)]
     times = [made for pod in waiting if (made := created(pod)) is not None]
     return (now - min(times)).total_seconds() if times else 0.0
 

@@ -19,6 +19,7 @@ MEDIA_DOMAINS_SINCE = (0, 11, 1)
 NO_MEDIA_DOMAIN = "media.invalid"
 
 MAX_LORAS = 8
+NODE_RANK, LEADER_RANK = "--node-rank", "0"
 
 Version = tuple[int, ...]
 
@@ -40,6 +41,12 @@ def model_argument(spec: Spec) -> str:
     return spec.model
 
 
+def worker_args(leader: list[str]) -> list[str]:
+    """The leader's arguments for the other nodes: the same engine, without its API."""
+    rank = leader.index(NODE_RANK) + 1
+    return [*leader[:rank], "$(LWS_WORKER_INDEX)", "--headless", *leader[rank + 1 :]]
+
+
 def engine_args(model: VLLMModel, image: str) -> list[str]:
     """The model first: after a flag with several values it would be taken for one of them."""
     spec, version = model.spec, engine_version(model.spec, image)
@@ -54,6 +61,10 @@ def _flags(spec: Spec, version: Version) -> Iterator[tuple[str, tuple[str, ...]]
     yield from _valued(spec)
     yield from _switches(spec)
     yield from _lora(spec)
+    if spec.nodes > 1:
+        yield "--nnodes", (str(spec.nodes),)
+        yield NODE_RANK, (LEADER_RANK,)
+        yield "--master-addr", ("$(LWS_LEADER_ADDRESS)",)
     if version >= MEDIA_DOMAINS_SINCE:
         yield "--allowed-media-domains", spec.engine.allowed_media_domains or (NO_MEDIA_DOMAIN,)
     if version >= SHUTDOWN_TIMEOUT_SINCE:

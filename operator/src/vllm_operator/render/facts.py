@@ -45,14 +45,35 @@ class ImagePin:
 
 
 @dataclass(frozen=True)
+class LiveClaim:
+    """A cache's claim as it stands. `created` is a timestamp; `least` the smallest size it can ask for."""
+
+    created: str
+    storage_class: str
+    access_modes: tuple[str, ...]
+    least: str
+
+
+@dataclass(frozen=True)
+class LiveJob:
+    """A prefetch Job: of which pod template it was made, and whether it has done its work."""
+
+    created: str
+    template_hash: str
+    is_complete: bool
+
+
+@dataclass(frozen=True)
 class Facts:
-    """`nodes` is None where the operator may not list nodes or does not count GPUs. `engine_key` is
-    empty where engines ask for none.
+    """`nodes` is None where the operator may not list nodes or does not count GPUs. `jobs` are by name.
+    `engine_key` is empty where engines ask for none.
     """
 
     nodes: tuple[Node, ...] | None = None
     live: LiveDeployment | None = None
     pin: ImagePin | None = None
+    claim: LiveClaim | None = None
+    jobs: Mapping[str, LiveJob] = field(default_factory=dict)
     engine_key: str = field(default="", repr=False)
 
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from vllm_operator import names
 from vllm_operator.api.adapters import Adapter, adapter_folder
+from vllm_operator.api.cache import Cache
 from vllm_operator.api.source import MODELS_PATH, Source
 from vllm_operator.api.v1alpha1 import Spec
 from vllm_operator.render.facts import Manifest
 
+CACHE = "/var/cache/vllm"  # where spec.cache is mounted
 HOME = "/var/lib/vllm"  # weights that are downloaded, compiled kernels, and every other cache
 ADAPTER_VOLUME = "adapter-"
 CHAT_TEMPLATE_PATH, CHAT_TEMPLATE_FILE = "/etc/vllm-fleet/chat-template", "template.jinja"
 
 
-def volumes_and_mounts(spec: Spec) -> tuple[list[Manifest], list[Manifest]]:
-    """`/dev/shm` is in memory, and counts as it: a container's own 64 MiB stop tensor parallelism."""
+def volumes_and_mounts(spec: Spec, model: str) -> tuple[list[Manifest], list[Manifest]]:
+    """`/dev/shm` is in memory, and counts as it: a container's own 64 MiB stop tensor parallelism.
+
+    `model` is the model's name.
+    """
     limit = spec.resources.shared_memory
     memory = {"medium": "Memory", **({"sizeLimit": str(limit)} if limit is not None else {})}
     pairs: list[tuple[Manifest, Manifest]] = [
@@ -21,6 +27,8 @@ def volumes_and_mounts(spec: Spec) -> tuple[list[Manifest], list[Manifest]]:
         ({"name": "shm", "emptyDir": memory}, {"name": "shm", "mountPath": "/dev/shm"}),  # noqa: S108
         ({"name": "tmp", "emptyDir": {}}, {"name": "tmp", "mountPath": "/tmp"}),  # noqa: S108
     ]
+    if spec.cache is not None:
+        pairs.append((cache_volume(spec.cache, model), {"name": "cache", "mountPath": CACHE}))
     if weights := _weights(spec.source):
         mount = {"name": "weights", "mountPath": MODELS_PATH, "readOnly": True}
         pairs.append(({"name": "weights", **weights}, mount))
@@ -37,6 +45,11 @@ def volumes_and_mounts(spec: Spec) -> tuple[list[Manifest], list[Manifest]]:
             ({"name": "chat-template", "configMap": {"name": reference.name, "items": items}}, mount)
         )
     return [volume for volume, _ in pairs], [mount for _, mount in pairs]
+
+
+def cache_volume(cache: Cache, model: str) -> Manifest:
+    claim = cache.claim_name or names.cache_name(model)
+    return {"name": "cache", "persistentVolumeClaim": {"claimName": claim}}
 
 
 def field_of_volume(name: str) -> str:
