@@ -1,7 +1,7 @@
 """Ten thousand cheap failures in one process, of every kind of FACTS E1 to E17 that takes no wait.
 
 Proves: neither objects nor blocks of memory pile up, nor metrics' labels; in the end no request is in flight,
-no permit is out, and the only connections to the engine are idle ones of the pool.
+no permit is out, and no connection to the engine is left but those of the pool.
 """
 
 from __future__ import annotations
@@ -80,8 +80,9 @@ async def test_ten_thousand_failures_leave_memory_flat(
 
         async def held() -> tuple[int, int]:
             await running.settled()
-            await until(lambda: engine.active == 0)
-            await until(lambda: engine.connections == running.gateway.client.idle_count)
+            await until(lambda: engine.active == 0, 30.0)
+            running.gateway.client.close()  # how many idle ones there are depends on the machine's speed
+            await until(lambda: engine.connections == 0, 30.0)
             engine.seen.clear()
             gc.collect()
             return len(gc.get_objects()), sys.getallocatedblocks()

@@ -50,7 +50,6 @@ _CLEANUP_SECONDS = 5.0
 _FLUSH_POLLS = 50
 _BEAT_SECONDS = 1.0
 _POLL_SECONDS = 0.1
-_GC_THRESHOLD = 10_000
 
 
 class Gateway:
@@ -305,10 +304,9 @@ def run(settings: Settings) -> None:
         _check_free(settings.host, port)
     management = ManagementThread(gateway.services)
     management.start()
-    # What is there now stays: no collection need look at it again. And a request leaves few cycles behind.
+    # What is there now stays: no collection need look at it again.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_GC_THRESHOLD)
     try:
         Server(gateway).run()
     finally:

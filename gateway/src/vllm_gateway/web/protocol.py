@@ -67,7 +67,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self.connections.add(self)
         self.transport = transport
         self.flow = FlowControl(transport)
-        self.scheme = "http"
+        self.scheme = "https" if transport.get_extra_info("sslcontext") is not None else "http"
         self._arm_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
