@@ -159,7 +159,8 @@ class FakeEngine:
         leaving = asyncio.ensure_future(_left(reader))
         try:
             await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if not answering.done():
+            # Whichever noticed first: the one that watches, or the script by its write.
+            if not answering.done() or isinstance(answering.exception(), ConnectionError):
                 self.abandoned += 1
                 raise ConnectionResetError
             answering.result()

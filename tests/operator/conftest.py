@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from fake_clock import FakeClock
 from kube_api import KubeApi
+from reconcile_rig import Rig, make_rig
+
+from vllm_operator.settings import Settings
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "operator"
 
@@ -39,6 +42,12 @@ def golden(pytestconfig: pytest.Config) -> Callable[[Path, str], None]:
 async def api() -> AsyncIterator[KubeApi]:
     async with KubeApi(bookmark_seconds=0.05) as api:
         yield api
+
+
+@pytest.fixture
+async def rig(api: KubeApi) -> AsyncIterator[Rig]:
+    async for made in make_rig(api, Settings()):
+        yield made
 
 
 @pytest.fixture

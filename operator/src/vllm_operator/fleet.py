@@ -1,4 +1,4 @@
-"""All models, and which of them holds a short name.
+"""All models, and which of them holds a short name, its own or an adapter's.
 
 Models of one namespace share a name; between namespaces the oldest model's namespace holds it, ties broken
 by namespace and name. Only metadata and the names asked for are looked at: an invalid model keeps its names.
@@ -9,12 +9,26 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from vllm_operator.kinds import Body, uid_of, version_of
+from vllm_operator.kinds import Body, uid_of, version_of, without_managed_fields
 from vllm_operator.names import ModelKey
 
 
 def asked_names(body: Body) -> tuple[str, ...]:
-    """The short names of a model as it stands in the cluster, valid or not."""
+    """All short names of a model as it stands in the cluster, valid or not: its own, then its adapters'."""
+    return (*dict.fromkeys((*own_names(body), *adapter_names(body))),)
+
+
+def adapter_names(body: Body) -> tuple[str, ...]:
+    adapters = (body.get("spec") or {}).get("adapters")
+    found = (
+        [item.get("name") for item in adapters if isinstance(item, dict)]
+        if isinstance(adapters, list)
+        else []
+    )
+    return tuple(name for name in found if isinstance(name, str))
+
+
+def own_names(body: Body) -> tuple[str, ...]:
     asked = (body.get("spec") or {}).get("servedNames")
     if isinstance(asked, list) and asked and all(isinstance(name, str) for name in asked):
         return tuple(asked)
@@ -32,7 +46,7 @@ class Fleet:
         old = self.models.get(key)
         if old is not None and uid_of(old) == uid_of(body) and version_of(old) >= version_of(body):
             return None
-        concerned = {key}
+        body, concerned = without_managed_fields(body), {key}
         if old is None or asked_names(old) != asked_names(body) or uid_of(old) != uid_of(body):
             concerned |= self._unclaim(key)
             self.models[key] = body
@@ -64,7 +78,14 @@ class Fleet:
         return concerned
 
     def granted(self, key: ModelKey) -> tuple[str, ...]:
-        return tuple(name for name in asked_names(self.models[key]) if self.holder(name)[0] == key.namespace)
+        """The model's own names, those that are held elsewhere left out."""
+        return self._held(key, own_names(self.models[key]))
+
+    def granted_adapters(self, key: ModelKey) -> tuple[str, ...]:
+        return self._held(key, adapter_names(self.models[key]))
+
+    def _held(self, key: ModelKey, wanted: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name for name in wanted if self.holder(name)[0] == key.namespace)
 
     def denied(self, key: ModelKey) -> Iterator[tuple[str, ModelKey]]:
         """The names that the model asked for and does not get, each with the oldest model that holds it."""

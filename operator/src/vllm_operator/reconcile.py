@@ -123,6 +123,7 @@ class Reconciler:
             image=template["spec"]["containers"][0]["image"],
             gpu_resource=gpu_resource(model.spec, self._settings),
             granted=self._world.fleet.granted(key),
+            adapters=self._world.fleet.granted_adapters(key),
             refusal=refusal,
             hint=self._hint(model, template["spec"]),
             rollout=wanted["metadata"]["annotations"].get(names.ANNOTATION_ROLLOUT, ""),
@@ -147,9 +148,8 @@ class Reconciler:
         ]
         if not denied:
             return None
-        return Refusal(
-            Reason.NAME_CONFLICT, f"{'; '.join(denied)}. Ask for {key}, or change spec.servedNames"
-        )
+        instead = f"Ask for {key} ({key}:<adapter> for an adapter), or change the name"
+        return Refusal(Reason.NAME_CONFLICT, f"{'; '.join(denied)}. {instead}")
 
     async def _write(self, meta: Metadata, before: Status, after: Status) -> None:
         """Only when something in it changes. A model that is gone needs no status."""

@@ -15,18 +15,21 @@ from vllm_operator import names
 from vllm_operator.clock import Clock
 from vllm_operator.fleet import Fleet
 from vllm_operator.inventory import NodeLedger, slim_node, slim_pod
-from vllm_operator.kinds import CHILDREN, NODES, PODS, Body, Kind, ObjectKey, is_controlled_by, key_of
+from vllm_operator.kinds import (
+    CHILDREN,
+    NODES,
+    PODS,
+    Body,
+    Kind,
+    ObjectKey,
+    is_controlled_by,
+    key_of,
+    without_managed_fields,
+)
 from vllm_operator.names import ModelKey
-from vllm_operator.reflector import Change, Reflector, Source
+from vllm_operator.reflector import Reflector, Source
 from vllm_operator.render.facts import Node
 from vllm_operator.settings import Settings
-
-
-def without_managed_fields(body: Body) -> Body:
-    return {
-        **body,
-        "metadata": {key: value for key, value in body["metadata"].items() if key != "managedFields"},
-    }
 
 
 class World:
@@ -68,8 +71,9 @@ class World:
                 project=slim_pod,
             )
         if self._counts_gpus:
-            silent: Change = lambda _old, _new: None  # noqa: E731  a free GPU is the scheduler's business
-            self._nodes = Reflector(source, NODES, clock, silent, project=slim_node, optional=True)
+            self._nodes = Reflector(
+                source, NODES, clock, self._ledger.note_node, project=slim_node, optional=True
+            )
 
     async def run(self) -> None:
         """Follows the cluster until cancelled."""

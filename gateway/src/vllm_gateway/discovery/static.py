@@ -146,7 +146,8 @@ class _Collect:
         if len(self.pieces) > _MAX_LIST:
             self.failed(UpstreamFailure("bad_response", "the list of models is too long"))
 
-    def end(self) -> None:
+    def end(self, payload: bytes) -> None:
+        self.data(payload)
         if not self.whole.done():
             self.whole.set_result(bytes(self.pieces))
 

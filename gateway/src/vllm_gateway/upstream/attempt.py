@@ -161,8 +161,8 @@ class Engines:
         connection = await self.client.connect(endpoint, fresh=fresh)
         sent_at = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(call.timeout(model)):
-                head = await connection.exchange(request_bytes(call, endpoint, call.body_for(model)))
+            request = request_bytes(call, endpoint, call.body_for(model))
+            head = await connection.exchange(request, call.timeout(model))
         except TimeoutError as error:
             connection.close()
             raise UpstreamFailure(call.timeout_reason, "no response head in time") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,6 +43,19 @@ class Account:
 
 def _count(value: object, default: int) -> int:
     return value if isinstance(value, int) and value >= 0 else default
+
+
+class Shortcut:
+    """A stream dialect that has no need to see ordinary token events: those that differ in their text only.
+
+    `verbatim` ones let them pass as they are. Others make their own of the texts, each the inside of a JSON
+    string; `key` says where in vLLM's event it stood (`content`, `reasoning`, `text`).
+    """
+
+    verbatim = True
+
+    def rewrite(self, key: str, texts: Sequence[bytes]) -> bytes:
+        raise NotImplementedError(key, texts)
 
 
 class StreamDialect(Protocol):

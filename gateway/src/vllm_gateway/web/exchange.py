@@ -73,6 +73,11 @@ class Exchange:
 
     async def _body(self, limits: RequestLimits, max_bytes: int, kind: bytes) -> bytes:
         check_declared(self.headers, max_bytes, kind)
+        whole = self.channel.whole_body()
+        if whole is not None and len(whole) <= max_bytes:
+            self._unread = False
+            self.channel.watch(self._receive)
+            return whole
         try:
             async with asyncio.timeout(limits.body_timeout):
                 body = await self._read(max_bytes)

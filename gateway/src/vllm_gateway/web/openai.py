@@ -13,7 +13,7 @@ from vllm_gateway.routing.pick import PREFIX_CHARACTERS
 from vllm_gateway.routing.table import Model, Table
 from vllm_gateway.settings import RequestLimits
 from vllm_gateway.upstream import sse
-from vllm_gateway.web.dialect import Account
+from vllm_gateway.web.dialect import Account, Shortcut
 
 _STORED = ("background", "previous_response_id")
 _KEYS = frozenset({"model", "stream", "stream_options", "messages", "prompt", "input", *_STORED})
@@ -160,7 +160,7 @@ def _ask_for_usage(body: bytes, spans: dict[str, Span]) -> tuple[list[tuple[Span
     return [], False  # not valid: the engine says so
 
 
-class OpenAIStream:
+class OpenAIStream(Shortcut):
     """Events pass as they are; those that end, fail or account for a stream are looked into.
 
     Where the usage event is taken out, events that finish a choice wait for it, which follows at once: vLLM

@@ -54,6 +54,7 @@ class Snapshot:
     image: str = ""
     gpu_resource: str = "nvidia.com/gpu"
     granted: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
     refusal: Refusal | None = None
     hint: str = ""
     rollout: str = ""
@@ -82,6 +83,7 @@ def observe(model: VLLMModel, snapshot: Snapshot, now: datetime.datetime) -> Sta
         "image_default_for": "" if model.spec.image else model.spec.device,
         "gpus": model.spec.gpu_count * model.spec.wanted_replicas,
         "served_names": snapshot.granted,
+        "adapters": snapshot.adapters,
     }
     return _status(model.metadata, model.status, snapshot, conditions, now).model_copy(update=facts)
 
