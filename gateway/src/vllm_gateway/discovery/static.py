@@ -92,7 +92,10 @@ class StaticSource:
 
     async def _ask(self, backend: _Backend) -> None:
         try:
-            backend.names = await self._names(backend.endpoint)
+            # vLLM makes up a new `created` each time that it is asked, which is no news.
+            known = {(name.name, name.parent): name for name in backend.names}
+            told = await self._names(backend.endpoint)
+            backend.names = tuple(known.get((name.name, name.parent), name) for name in told)
             backend.problem = ""
         except UpstreamFailure as failure:
             # Too busy to answer is no reason to take an engine away from its callers.
