@@ -279,7 +279,7 @@ async def test_ten_thousand_refusals_leave_nothing_behind(gateway: Any, tmp_path
         begun = time.time() // 60
         await refuse(100)
         before = objects()
-        served += await refuse(10_000)
+        await refuse(10_000)
         assert objects() - before < 200
         await running.settled()
         minutes = time.time() // 60 - begun + 1  # a slow machine may take more than the one
