@@ -2,8 +2,8 @@
 "restricted".
 
 Proves: the rights of each service account, cluster-wide and in namespaced mode, are these and no more;
-namespaced mode leaves nothing of cluster scope but the definition; no Secret can be read; pods pass
-"restricted", and the check of that finds each breach.
+namespaced mode leaves nothing of cluster scope but the definition; no Secret can be read unless asked for;
+pods pass "restricted", and the check of that finds each breach.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ OPERATOR = {
     ("networking.k8s.io", "networkpolicies"): CHILD,
     ("policy", "poddisruptionbudgets"): CHILD,
     ("", "pods"): READ,
-    ("", "events"): ("create",),
+    ("", "events"): ("list", "watch", "create"),
+    ("autoscaling", "horizontalpodautoscalers"): ("list", "watch"),
 }
+SECRETS = {("", "secrets"): ("list", "watch")}
 NODES = {("", "nodes"): READ}
 GATEWAY = {("vllm-fleet.dev", "vllmmodels"): READ, ("discovery.k8s.io", "endpointslices"): READ}
 LEASE = [
@@ -89,6 +91,19 @@ def test_rights_in_the_watched_namespaces_only(render: Any) -> None:
         for component, rights in (("operator", OPERATOR), ("gateway", GATEWAY))
     }
     assert set(bound(manifests, "vllm-fleet-gateway")) == {(n, "Role", "vllm-fleet-gateway") for n in "ab"}
+
+
+def test_secrets_only_where_asked_for(render: Any, find: Any) -> None:
+    values = {"operator": {"config": {"secretAccess": True}}}
+    assert granted(find("ClusterRole", "vllm-fleet-operator", values)["rules"]) == OPERATOR | NODES | SECRETS
+    roles = [m for m in render(values | {"watchNamespaces": ["a"]}) if m["kind"] == "Role"]
+    namespaced = next(m for m in roles if m["metadata"]["name"] == "vllm-fleet-operator")
+    assert granted(namespaced["rules"]) == OPERATOR | SECRETS
+    assert not [m for m in roles if m != namespaced and ("", "secrets") in dict.fromkeys(_pairs(m["rules"]))]
+
+
+def _pairs(rules: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    yield from ((group, kind) for rule in rules for group in rule["apiGroups"] for kind in rule["resources"])
 
 
 def test_the_lease_right_follows_the_lease_name(find: Any) -> None:

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from fake_clock import FakeClock
 from kube_api import KubeApi
+from operator_rig import Rig, make_rig
+
+from vllm_operator.settings import Settings
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "operator"
 
@@ -44,3 +47,9 @@ async def api() -> AsyncIterator[KubeApi]:
 @pytest.fixture
 def clock() -> FakeClock:
     return FakeClock()
+
+
+@pytest.fixture
+async def rig(api: KubeApi) -> AsyncIterator[Rig]:
+    async with make_rig(api, Settings()) as made:
+        yield made

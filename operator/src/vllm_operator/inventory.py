@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from vllm_operator import names
-from vllm_operator.kinds import Body
-from vllm_operator.render.facts import Node, Taint
+from vllm_operator.kinds import Body, ObjectKey, key_of
+from vllm_operator.render.facts import Holder, Node, Taint
 from vllm_operator.render.requests import counted, requested
 
 _KEPT_METADATA = ("name", "namespace", "uid", "resourceVersion")
@@ -47,12 +47,26 @@ class NodeLedger:
 
     def __init__(self) -> None:
         self._held: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+        self._pods: dict[str, dict[ObjectKey, Body]] = defaultdict(dict)
 
     def note(self, old: Body | None, new: Body | None) -> None:
         for body, sign in ((old, -1), (new, 1)):
             if body is not None and (node := body["spec"]["nodeName"]):
                 for name, count in body["holds"].items():
                     self._held[node][name] += sign * count
+        if old is not None:
+            self._pods[old["spec"]["nodeName"]].pop(key_of(old), None)
+        if new is not None and (node := new["spec"]["nodeName"]):
+            self._pods[node][key_of(new)] = new
+
+    def holders(self, node: str, resource: str) -> tuple[Holder, ...]:
+        """Who holds a resource of a node, those that hold most first."""
+        held = [
+            Holder(key.namespace, key.name, count)
+            for key, body in self._pods.get(node, {}).items()
+            if (count := body["holds"].get(resource, 0))
+        ]
+        return tuple(sorted(held, key=lambda holder: (-holder.count, holder.namespace, holder.name)))
 
     def nodes(self, bodies: Iterable[Body]) -> tuple[Node, ...]:
         return tuple(self._node(body) for body in bodies)
@@ -67,4 +81,5 @@ class NodeLedger:
             ),
             schedulable=body["schedulable"],
             free={name: count - held.get(name, 0) for name, count in body["offers"].items()},
+            offers=body["offers"],
         )

@@ -20,10 +20,16 @@ class ObjectKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Kind:
+    """`metadata_only`: lists and watches ask for PartialObjectMetadata, so that no content is ever sent.
+
+    https://kubernetes.io/docs/reference/using-api/api-concepts/#partialobjectmetadata
+    """
+
     api_version: str
     kind: str
     plural: str
     namespaced: bool = True
+    metadata_only: bool = False
 
     def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
         root = "/apis" if "/" in self.api_version else "/api"
@@ -40,6 +46,8 @@ NETWORK_POLICIES = Kind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicie
 PODS = Kind("v1", "Pod", "pods")
 NODES = Kind("v1", "Node", "nodes", namespaced=False)
 EVENTS = Kind("v1", "Event", "events")
+SECRETS = Kind("v1", "Secret", "secrets", metadata_only=True)
+AUTOSCALERS = Kind("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
 LEASES = Kind("coordination.k8s.io/v1", "Lease", "leases")
 CHILDREN = (SERVICES, DEPLOYMENTS, BUDGETS, NETWORK_POLICIES)
 

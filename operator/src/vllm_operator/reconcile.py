@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from vllm_operator import names
 from vllm_operator.api.parsing import identify, parse, previous_status
@@ -16,20 +16,21 @@ from vllm_operator.api.v1alpha1 import Metadata, VLLMModel
 from vllm_operator.children import Api, Children, ModelGone
 from vllm_operator.clock import Clock
 from vllm_operator.errors import ApiError, Conflict, Forbidden, ForeignObject, Invalid, NotFound, SpecError
-from vllm_operator.events import Recorder, transitions
-from vllm_operator.kinds import DEPLOYMENTS, MODELS, Body, ObjectKey
+from vllm_operator.events import Event, Recorder, transitions
+from vllm_operator.kinds import DEPLOYMENTS, MODELS, Body
 from vllm_operator.names import ModelKey
 from vllm_operator.observe import Refusal, Snapshot, observe, observe_refused, seconds_until_stalled
 from vllm_operator.render import render
-from vllm_operator.render.facts import Facts, ImagePin, LiveDeployment
-from vllm_operator.render.scheduling import gpu_resource, suitable_nodes
+from vllm_operator.render.facts import Facts
 from vllm_operator.settings import Settings
+from vllm_operator.survey import Plan, Survey, split
 from vllm_operator.world import World
 
 log = logging.getLogger(__name__)
 
 # What no watch tells of: a foreign object that goes, a quota that is raised.
 REFUSED_RETRY_SECONDS = 60.0
+DRIFT_REPAIRED = "DriftRepaired"
 _LACKS_RIGHT = re.compile(r"cannot \w+ resource")
 
 Outcome = Callable[[str, float], None]
@@ -42,7 +43,7 @@ class Reconciler:
         self, api: Api, world: World, settings: Settings, recorder: Recorder, clock: Clock, count: Outcome
     ) -> None:
         self._api, self._world, self._settings = api, world, settings
-        self._children = Children(api, world)
+        self._children, self._survey = Children(api, world), Survey(world, settings)
         self._recorder, self._clock, self._count = recorder, clock, count
 
     async def __call__(self, key: ModelKey) -> float | None:
@@ -57,75 +58,76 @@ class Reconciler:
     async def _reconcile(self, key: ModelKey) -> tuple[str, float | None]:
         body = self._world.fleet.models.get(key)
         if body is None or "deletionTimestamp" in body["metadata"]:
+            self._world.upgrades.forget(key)
             return "gone", None
         meta, before = identify(body), previous_status(body)
         try:
             model = parse(body, self._settings.profiles)
-            manifests = render(model, self._settings, self._facts(model))
+            plan = self._plan(model)
         except SpecError as error:
             return await self._refuse(meta, before, Refusal(Reason.INVALID_SPEC, str(error)))
         try:
-            return await self._bring(model, manifests)
+            return await self._bring(model, plan)
         except ModelGone:
+            self._world.upgrades.forget(key)
             for concerned in self._world.fleet.remove(key, meta.uid) - {key}:
                 self._world.enqueue(concerned)  # a short name may have become free
             return "gone", None
+        finally:
+            self._world.upgrades.leave(key)
 
     async def _refuse(self, meta: Metadata, before: Status, refusal: Refusal) -> tuple[str, float | None]:
-        snapshot = Snapshot(pods=self._world.pods(meta.key, meta.uid))
+        self._world.upgrades.forget(meta.key)
+        granted = self._world.fleet.kept(meta.key)
+        snapshot = Snapshot(pods=self._world.pods(meta.key, meta.uid), granted=granted)
         await self._write(meta, before, observe_refused(meta, before, snapshot, refusal, self._clock.now()))
         return "refused", None
 
-    async def _bring(self, model: VLLMModel, manifests: tuple[Body, ...]) -> tuple[str, float | None]:
+    async def _bring(self, model: VLLMModel, plan: Plan) -> tuple[str, float | None]:
         meta, refusal = model.metadata, None
+        if plan.steps_aside and not model.paused:
+            model = await self._warn(model, plan)
         try:
             if not model.paused:
-                await self._children.bring(meta, manifests)
+                repaired = await self._children.bring(meta, plan.wanted, plan.waiting)
+                await self._tell_repairs(meta, repaired)
         except (ForeignObject, Forbidden, Invalid) as error:
             refusal = refusal_of(error)
-        snapshot = self._snapshot(model, manifests, refusal or self._name_conflict(meta.key))
+        snapshot = self._survey.snapshot(model, plan, refusal or self._name_conflict(meta.key))
         now = self._clock.now()
         await self._write(meta, model.status, observe(model, snapshot, now))
         if refusal is not None:
             return "refused", REFUSED_RETRY_SECONDS
-        return "ok", seconds_until_stalled(model, snapshot, now)
+        due = [seconds_until_stalled(model, snapshot, now), plan.trial.again]
+        return "ok", min((seconds for seconds in due if seconds is not None), default=None)
 
-    def _facts(self, model: VLLMModel) -> Facts:
-        child = ObjectKey(model.metadata.namespace, names.engine_name(model.metadata.name))
-        status = model.status
-        pin = ImagePin(status.image_default_for, status.image) if status.image_default_for else None
-        return Facts(
-            nodes=self._world.nodes(), live=live_deployment(self._world.child(DEPLOYMENTS, child)), pin=pin
-        )
+    async def _warn(self, model: VLLMModel, plan: Plan) -> VLLMModel:
+        """Before the pods that serve are ended: who looks shall know what is about to happen, and why.
 
-    def _snapshot(self, model: VLLMModel, manifests: tuple[Body, ...], refusal: Refusal | None) -> Snapshot:
-        key = model.metadata.key
-        wanted = next(body for body in manifests if body["kind"] == DEPLOYMENTS.kind)
-        template = wanted["spec"]["template"]
-        return Snapshot(
-            deployment=self._world.child(DEPLOYMENTS, ObjectKey(key.namespace, names.engine_name(key.name))),
-            pods=self._world.pods(key, model.metadata.uid),
-            template_hash=template["metadata"]["annotations"][names.ANNOTATION_TEMPLATE_HASH],
-            image=template["spec"]["containers"][0]["image"],
-            gpu_resource=gpu_resource(model.spec, self._settings),
-            granted=self._world.fleet.granted(key),
-            refusal=refusal,
-            hint=self._hint(model, template["spec"]),
-            rollout=wanted["metadata"]["annotations"].get(names.ANNOTATION_ROLLOUT, ""),
-        )
+        Conditions alone; the edit is not acted on yet.
+        """
+        before, now = model.status, self._clock.now()
+        ahead = observe(model, self._survey.snapshot(model, plan, None), now)
+        if (ready := ahead.condition("Ready")) is None or ready.reason != Reason.ROLLING_OUT:
+            return model
+        warned = before.model_copy(update={"conditions": ahead.conditions})
+        return model.model_copy(update={"status": await self._write(model.metadata, before, warned)})
 
-    def _hint(self, model: VLLMModel, pod: Body) -> str:
-        """The node with the most free GPUs: what a person compares the request with."""
-        nodes = self._world.nodes()
-        if nodes is None or model.spec.gpu_count == 0:
-            return ""
-        resource = gpu_resource(model.spec, self._settings)
-        fitting = suitable_nodes(pod, nodes)
-        if not fitting:
-            return "No node matches the selectors and taints."
-        best = min(fitting, key=lambda node: (-node.free.get(resource, 0), node.name))
-        free = max(best.free.get(resource, 0), 0)
-        return f"The model asks for {model.spec.gpu_count} per pod; {best.name} has most free: {free}."
+    def _plan(self, model: VLLMModel) -> Plan:
+        """Raises SpecError. A rollout that no edit asked for may have to wait for its turn."""
+        facts, trial = self._survey.facts(model, self._clock.now())
+        manifests = render(model, self._settings, facts)
+        key, upgrades = model.metadata.key, self._world.upgrades
+        if not starts_upgrade(manifests, facts) or model.paused:
+            upgrades.forget(key)
+            return Plan(manifests, (), facts, trial)
+        return Plan(*split(manifests, waits=not upgrades.enter(key)), facts, trial)
+
+    async def _tell_repairs(self, meta: Metadata, repaired: tuple[str, ...]) -> None:
+        for text in repaired:
+            log.info("drift repaired", extra={"model": str(meta.key), "detail": text})
+            event = Event("Warning", DRIFT_REPAIRED, f"set back what another hand changed: {text}", True)
+            await self._recorder.record(meta, event, self._clock.now())
 
     def _name_conflict(self, key: ModelKey) -> Refusal | None:
         denied = [
@@ -137,10 +139,10 @@ class Reconciler:
             Reason.NAME_CONFLICT, f"{'; '.join(denied)}. Ask for {key}, or change spec.servedNames"
         )
 
-    async def _write(self, meta: Metadata, before: Status, after: Status) -> None:
-        """Only when something in it changes. A model that is gone needs no status."""
+    async def _write(self, meta: Metadata, before: Status, after: Status) -> Status:
+        """Only when something in it changes. A model that is gone needs no status. Returns what stands."""
         if after == before:
-            return
+            return before
         status = after.model_dump(by_alias=True, mode="json")
         body = {
             "apiVersion": names.API_VERSION,
@@ -149,25 +151,26 @@ class Reconciler:
             "status": status,
         }
         try:
-            self._world.fleet.put(await self._api.apply(MODELS, body, uid=meta.uid, subresource="status"))
+            written = await self._api.apply(MODELS, body, uid=meta.uid, subresource="status")
         except (NotFound, Conflict):
-            return
+            return before
+        for concerned in (self._world.fleet.put(written) or set()) - {meta.key}:
+            self._world.enqueue(concerned)  # a short name may have become free
         for event in transitions(before, after):
             log.info(
                 "status", extra={"model": str(meta.key), "reason": event.reason, "detail": event.message}
             )
             await self._recorder.record(meta, event, self._clock.now())
+        return after
 
 
-def live_deployment(body: Body | None) -> LiveDeployment | None:
-    if body is None:
-        return None
-    annotations = body["metadata"].get("annotations") or {}
-    return LiveDeployment(
-        annotations.get(names.ANNOTATION_TEMPLATE_HASH, ""),
-        body["spec"].get("strategy") or {},
-        annotations.get(names.ANNOTATION_ROLLOUT, ""),
-    )
+def starts_upgrade(manifests: Iterable[Body], facts: Facts) -> bool:
+    """Whether applying these would replace serving pods without an edit."""
+    deployment = next(body for body in manifests if body["kind"] == DEPLOYMENTS.kind)
+    annotations, live = deployment["metadata"]["annotations"], facts.live
+    marked = annotations.get(names.ANNOTATION_UPGRADE)
+    template_hash = annotations[names.ANNOTATION_TEMPLATE_HASH]
+    return live is not None and facts.unedited and marked == template_hash != live.template_hash
 
 
 def refusal_of(error: ForeignObject | ApiError) -> Refusal:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
+from vllm_operator.api.status import Reason
 from vllm_operator.errors import clip
 
 MAX_LINE = 400
@@ -45,3 +47,54 @@ def last_error_line(message: str) -> str:
     lines = [line for line in lines if line]
     errors = [line for line in lines if _ERROR.search(line) and not _UNHELPFUL.search(line)]
     return clip((errors or lines or [""])[-1], MAX_LINE)
+
+
+@dataclass(frozen=True)
+class Cause:
+    """What the last words of an engine amount to, and what a person can do about it."""
+
+    pattern: re.Pattern[str]
+    reason: Reason
+    advice: str
+
+
+# The first that matches anywhere in the words: the telling line need not be the last one.
+CAUSES = (
+    # argparse, which vLLM ends with code 2
+    Cause(
+        re.compile(
+            r"error: (unrecognized arguments|argument |ambiguous option|the following arguments are required)"
+        ),
+        Reason.WRONG_FLAG,
+        "mend engine.extraArgs, or the field of that flag",
+    ),
+    # Also when the weights leave no room for the KV cache: the same fields mend it.
+    Cause(
+        re.compile(
+            r"out of memory|OutOfMemoryError|\bOOM\b|No available memory|available KV cache memory",
+            re.IGNORECASE,
+        ),
+        Reason.OUT_OF_MEMORY,
+        "lower engine.maxModelLen, engine.maxNumSeqs or engine.gpuMemoryUtilization, or use more GPUs",
+    ),
+    # huggingface_hub's GatedRepoError is a 403, or a 401 where there is no token
+    Cause(
+        re.compile(r"gated repo|GatedRepoError|403 Client Error|is restricted\b.*\baccess", re.IGNORECASE),
+        Reason.MODEL_ACCESS_DENIED,
+        "accept the model's terms on huggingface.co with the account of source.huggingFace.tokenSecret",
+    ),
+    # and it answers 401 for a repository that does not exist, too
+    Cause(
+        re.compile(
+            r"401 Client Error|RepositoryNotFoundError|not a valid model identifier|Invalid (user|username)",
+            re.IGNORECASE,
+        ),
+        Reason.MODEL_ACCESS_DENIED,
+        "check spec.model, and the token in source.huggingFace.tokenSecret: the model does not exist, or is "
+        "not shown to this token",
+    ),
+)
+
+
+def cause_of_death(words: str) -> Cause | None:
+    return next((cause for cause in CAUSES if cause.pattern.search(words)), None)
