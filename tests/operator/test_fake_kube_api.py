@@ -3,7 +3,8 @@
 Proves: discovery; create, conflict and the server's own fields; a status only by its subresource; generation;
 preconditions; server-side apply creates, merges keyed lists, removes what its manager dropped and leaves the
 rest; a no-op writes nothing; selectors; metadata alone; paging; watch from a version, selector transitions,
-bookmarks, 410; deletion with garbage collection; dry run; scripted faults; refused connections and the same port afterwards.
+bookmarks, 410; deletion with garbage collection; dry run; scripted faults; refused connections and the same
+port afterwards.
 """
 
 from __future__ import annotations
