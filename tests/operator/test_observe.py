@@ -404,6 +404,8 @@ def test_the_last_line_is_the_one_that_tells(message: str, line: str) -> None:
         "Authorization: Bearer eyJhbGciOi.xyz",
         "HF_TOKEN=hf_123456789 vllm",
         "--api-key=topsecret",
+        "--hf-token topsecret --port 1",
+        '["--hf-token", "topsecret"]',
         "password: 'topsecret'",
         "https://user:topsecret@registry.example/v2",
         "AKIAABCDEFGHIJKLMNOP is not allowed",

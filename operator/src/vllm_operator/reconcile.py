@@ -20,6 +20,7 @@ from vllm_operator.events import Event, Recorder, transitions
 from vllm_operator.kinds import DEPLOYMENTS, MODELS, Body
 from vllm_operator.names import ModelKey
 from vllm_operator.observe import Refusal, Snapshot, observe, observe_refused, seconds_until_stalled
+from vllm_operator.observe.engine_log import scrub
 from vllm_operator.render import render
 from vllm_operator.render.facts import Facts
 from vllm_operator.settings import Settings
@@ -177,8 +178,9 @@ def refusal_of(error: ForeignObject | ApiError) -> Refusal:
     """What the API server, or the absence of a takeover, means for the model."""
     if isinstance(error, ForeignObject):
         return Refusal(Reason.CHILD_CONFLICT, str(error))
+    words = scrub(error.message)  # a 422 quotes the value that it refuses
     if isinstance(error, Invalid):
-        return Refusal(Reason.INVALID_SPEC, f"the API server refuses it: {error.message}")
-    if _LACKS_RIGHT.search(error.message):
-        return Refusal(Reason.API_ERROR, f"the operator lacks a right: {error.message}", lasting=False)
-    return Refusal(Reason.QUOTA_EXCEEDED, error.message)
+        return Refusal(Reason.INVALID_SPEC, f"the API server refuses it: {words}")
+    if _LACKS_RIGHT.search(words):
+        return Refusal(Reason.API_ERROR, f"the operator lacks a right: {words}", lasting=False)
+    return Refusal(Reason.QUOTA_EXCEEDED, words)

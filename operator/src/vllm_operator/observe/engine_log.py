@@ -29,9 +29,15 @@ _SECRETS = (
 )
 
 
+# A flag and its value, in a command line or a JSON list of arguments.
+_SECRET_FLAG = re.compile(
+    r"(?i)(--[a-z-]*(?:token|secret|password|api[-_]key)['\"]?,?\s+['\"]?)(?!-)[^\s'\",]+"
+)
+
+
 def scrub(text: str) -> str:
     """Without terminal codes and without what looks like a credential."""
-    text = _ANSI.sub("", text)
+    text = _SECRET_FLAG.sub(r"\1[redacted]", _ANSI.sub("", text))
     for pattern in _SECRETS:
         text = pattern.sub(lambda found: f"{found[1] if _keeps_name(found) else ''}[redacted]", text)
     return text
