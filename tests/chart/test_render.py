@@ -169,6 +169,7 @@ def test_secrets_are_mounted_by_their_names_and_by_the_gateway_only(pods: Any) -
         }
         path = "/etc/vllm-fleet-secrets"
         wanted = {f"{path}/api-keys": "api-keys", f"{path}/redis": "redis"}
+        wanted["/etc/vllm-fleet-engine-keys"] = "vllm-fleet-engine-keys"
         assert mounts == (wanted if name.endswith("gateway") else {})
 
 

@@ -2,7 +2,8 @@
 "restricted".
 
 Proves: the rights of each service account, cluster-wide and in namespaced mode, are these and no more;
-namespaced mode leaves nothing of cluster scope but the definition; no Secret can be read unless asked for;
+namespaced mode leaves nothing of cluster scope but the definition; no Secret but the master key can be read
+unless asked for;
 pods pass "restricted", and the check of that finds each breach.
 """
 
@@ -26,8 +27,9 @@ OPERATOR = {
     ("", "pods"): READ,
     ("", "events"): ("list", "watch", "create"),
     ("autoscaling", "horizontalpodautoscalers"): ("list", "watch"),
+    ("", "secrets"): ("create",),
 }
-SECRETS = {("", "secrets"): ("list", "watch")}
+SECRETS = {("", "secrets"): ("list", "watch", "create")}
 NODES = {("", "nodes"): READ}
 GATEWAY = {("vllm-fleet.dev", "vllmmodels"): READ, ("discovery.k8s.io", "endpointslices"): READ}
 LEASE = [
@@ -38,17 +40,24 @@ LEASE = [
         "resourceNames": ["vllm-operator"],
         "verbs": ["get", "update"],
     },
+    {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]},
+    {
+        "apiGroups": [""],
+        "resources": ["secrets"],
+        "resourceNames": ["vllm-fleet-engine-keys"],
+        "verbs": ["get"],
+    },
 ]
 CLUSTER_KINDS = {"ClusterRole", "ClusterRoleBinding"}
 
 
 def granted(rules: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[str, ...]]:
-    rights = {}
+    rights: dict[tuple[str, str], tuple[str, ...]] = {}
     for rule in rules:
         assert rule.keys() == {"apiGroups", "resources", "verbs"}
         for group in rule["apiGroups"]:
             for resource in rule["resources"]:
-                rights[group, resource] = tuple(rule["verbs"])
+                rights[group, resource] = (*rights.get((group, resource), ()), *rule["verbs"])
     return rights
 
 
@@ -93,17 +102,17 @@ def test_rights_in_the_watched_namespaces_only(render: Any) -> None:
     assert set(bound(manifests, "vllm-fleet-gateway")) == {(n, "Role", "vllm-fleet-gateway") for n in "ab"}
 
 
+def test_without_engine_keys_no_right_on_secrets(render: Any, find: Any) -> None:
+    values = {"engineKeys": {"enabled": False}}
+    assert ("", "secrets") not in granted(find("ClusterRole", "vllm-fleet-operator", values)["rules"])
+    assert find("Role", "vllm-fleet-operator-lease", values)["rules"] == LEASE[:2]
+
+
 def test_secrets_only_where_asked_for(render: Any, find: Any) -> None:
     values = {"operator": {"config": {"secretAccess": True}}}
     assert granted(find("ClusterRole", "vllm-fleet-operator", values)["rules"]) == OPERATOR | NODES | SECRETS
-    roles = [m for m in render(values | {"watchNamespaces": ["a"]}) if m["kind"] == "Role"]
-    namespaced = next(m for m in roles if m["metadata"]["name"] == "vllm-fleet-operator")
+    namespaced = find("Role", "vllm-fleet-operator", values | {"watchNamespaces": ["a"]})
     assert granted(namespaced["rules"]) == OPERATOR | SECRETS
-    assert not [m for m in roles if m != namespaced and ("", "secrets") in dict.fromkeys(_pairs(m["rules"]))]
-
-
-def _pairs(rules: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    yield from ((group, kind) for rule in rules for group in rule["apiGroups"] for kind in rule["resources"])
 
 
 def test_the_lease_right_follows_the_lease_name(find: Any) -> None:

@@ -26,6 +26,7 @@ from vllm_gateway.app import Gateway, Server
 from vllm_gateway.settings import Settings
 from vllm_operator.api.parsing import parse
 from vllm_operator.api.v1alpha1 import VLLMModel
+from vllm_operator.engine_keys import engine_key
 from vllm_operator.render import render
 from vllm_operator.settings import Settings as OperatorSettings
 
@@ -69,8 +70,8 @@ class QuietServer(Server):
 
 
 @contextlib.asynccontextmanager
-async def running_gateway() -> AsyncIterator[int]:
-    settings = {"host": "127.0.0.1", "port": 0, "shutdownDelay": "0s", "drainTimeout": "0s"}
+async def running_gateway(**changes: Json) -> AsyncIterator[int]:
+    settings = {"host": "127.0.0.1", "port": 0, "shutdownDelay": "0s", "drainTimeout": "0s", **changes}
     server = QuietServer(Gateway(Settings.model_validate(settings)))
     task = asyncio.create_task(server.serve())
     try:
@@ -148,3 +149,19 @@ async def test_a_slice_of_a_namesake_with_another_uid_is_not_taken(api: KubeApi)
         request = {"model": model.metadata.name, "messages": [{"role": "user", "content": "hi"}]}
         assert await status_of(port, request, 503) == 503
         assert not [seen for seen in engine.seen if seen.path.startswith("/v1/chat")]
+
+
+async def test_the_gateway_shows_the_key_that_the_operator_gave_the_engine(
+    api: KubeApi, tmp_path: Path
+) -> None:
+    (body,) = models_in(next(path for path in EXAMPLES if path.stem == "smollm2"))
+    model = put(api, body)
+    master = tmp_path / "key"
+    master.write_bytes(b"m" * 64 + b"\n")
+    meta = model.metadata
+    async with FakeEngine() as engine, running_gateway(engineKeys={"masterKeyFile": str(master)}) as port:
+        api.create(resource("endpointslices"), NAMESPACE, slice_of(put_service(api, model), engine.port))
+        request = {"model": meta.name, "messages": [{"role": "user", "content": "hi"}]}
+        assert await status_of(port, request, 200) == 200
+        wanted = engine_key(b"m" * 64, meta.namespace, meta.name, meta.uid)
+        assert engine.seen[-1].headers["authorization"] == f"Bearer {wanted}"

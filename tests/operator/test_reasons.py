@@ -1,19 +1,19 @@
 """The closed list of reasons: each is brought about here, and its message is one that a person can act on.
 
 Proves: every Reason has a case of its own, found by its name; the condition that carries it, and the words
-that say what to do or quote who refused. The pods are as a kubelet of 1.37 wrote them (kubelet_pods.yaml,
+that say what to do or quote who refused. The pods are as a kubelet of 1.37 wrote them (kubelet_pods.json,
 taken from the local cluster), where one can bring the case about without a GPU.
 """
 
 from __future__ import annotations
 
 import datetime
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from vllm_models import model_body
 
 from vllm_operator.api.parsing import parse
@@ -25,7 +25,7 @@ from vllm_operator.reconcile import refusal_of
 from vllm_operator.render.facts import RolledBack
 
 Json = dict[str, Any]
-KUBELET: Json = yaml.safe_load(Path(__file__).with_name("kubelet_pods.yaml").read_text())
+KUBELET: Json = json.loads(Path(__file__).with_name("kubelet_pods.json").read_text())
 HASH = "current"
 NOW = datetime.datetime(2026, 11, 23, 3, 0, tzinfo=datetime.UTC)
 

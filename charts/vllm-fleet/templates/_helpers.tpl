@@ -127,6 +127,13 @@ spec:
 {{- end }}
 {{- end }}
 
+{{- /* The Secret with the engines' master key, in the release's namespace; empty where engines ask for no key. */ -}}
+{{- define "vllm-fleet.engineKeySecret" -}}
+{{- if .Values.engineKeys.enabled -}}
+{{ default (printf "%s-engine-keys" (include "vllm-fleet.fullname" .)) .Values.engineKeys.existingSecret }}
+{{- end -}}
+{{- end }}
+
 {{- /* Seconds of a duration such as 1h30m, in Go's notation, which Sprig reads only as a change of a date. */ -}}
 {{- define "vllm-fleet.seconds" -}}
 {{- mustToDate "2006-01-02T15:04:05Z07:00" "1970-01-01T00:00:00Z" | mustDateModify . | unixEpoch -}}

@@ -52,6 +52,15 @@ volumes:
   - name: secret-{{ $index }}
     secret: {secretName: {{ $secret.name }}}
   {{- end }}
+  {{- if and (eq .component "gateway") (include "vllm-fleet.engineKeySecret" .root) }}
+  # The operator makes it: until then the pod waits, and the kubelet tries again.
+  - name: engine-keys
+    secret: {secretName: {{ include "vllm-fleet.engineKeySecret" .root }}}
+  {{- end }}
+  {{- if and (eq .component "gateway") .root.Values.gateway.tls.secretName }}
+  - name: tls
+    secret: {secretName: {{ .root.Values.gateway.tls.secretName }}}
+  {{- end }}
 {{- end }}
 
 {{- /* Everything of the one container but its name, arguments and ports. Starting takes seconds; the budget is a minute. */ -}}
@@ -90,5 +99,11 @@ volumeMounts:
   - {name: tmp, mountPath: /tmp}
   {{- range $index, $secret := $values.secrets }}
   - {name: secret-{{ $index }}, mountPath: /etc/vllm-fleet-secrets/{{ $secret.name }}, readOnly: true}
+  {{- end }}
+  {{- if and (eq .component "gateway") (include "vllm-fleet.engineKeySecret" .root) }}
+  - {name: engine-keys, mountPath: /etc/vllm-fleet-engine-keys, readOnly: true}
+  {{- end }}
+  {{- if and (eq .component "gateway") .root.Values.gateway.tls.secretName }}
+  - {name: tls, mountPath: /etc/vllm-fleet-tls, readOnly: true}
   {{- end }}
 {{- end }}

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 
 from vllm_gateway import __version__
-from vllm_gateway.discovery.source import Source, TableHolder
+from vllm_gateway.discovery.source import Source, TableHolder, stop_tasks
 from vllm_gateway.discovery.static import StaticSource
 from vllm_gateway.policy.admission import Admission
 from vllm_gateway.policy.cache import make_store
@@ -32,6 +32,7 @@ from vllm_gateway.routing.load import Load
 from vllm_gateway.routing.pick import strategies
 from vllm_gateway.settings import Settings
 from vllm_gateway.telemetry import Metrics
+from vllm_gateway.tls import certificate_of
 from vllm_gateway.upstream.attempt import Engines
 from vllm_gateway.upstream.client import Client
 from vllm_gateway.web import errors
@@ -61,6 +62,7 @@ class Gateway:
         self.queues = Queues(settings.queue)
         self.shared = Shared(settings.redis)
         self.keyring = Keyring(settings.auth)
+        self.certificate = certificate_of(settings.tls)
         self.services = Services(
             settings,
             self.holder,
@@ -81,21 +83,27 @@ class Gateway:
         readings.ejected = lambda: self.engines.balancer.ejected(self.holder().models)
         readings.key_problem = lambda: self.keyring.problem
         readings.table_age = self.source.age
-        self._heart: asyncio.Task[None] | None = None
+        if (certificate := self.certificate) is not None:
+            readings.certificate_problem = lambda: certificate.problem
+        self._background: list[asyncio.Task[None]] = []
 
     def _make_source(self, settings: Settings) -> Source:
         if settings.backends:
             key = os.environ.get("VLLM_API_KEY") or None
             return StaticSource(settings.backends, self.holder, self.client, settings.refresh_interval, key)
         # Only here, since it takes 55 MB: a gateway with static backends needs none of it.
+        from vllm_gateway.discovery.engine_keys import MasterKey
         from vllm_gateway.discovery.kubernetes import KubernetesSource
 
-        return KubernetesSource(self.holder, settings.watch_namespaces)
+        master = MasterKey(settings.engine_keys.master_key_file)
+        return KubernetesSource(self.holder, settings.watch_namespaces, master)
 
     async def start(self) -> None:
         await self.keyring.start()
         await self.source.start()
-        self._heart = asyncio.create_task(self._beat())
+        self._background = [asyncio.create_task(self._beat())]
+        if self.certificate is not None:
+            self._background.append(asyncio.create_task(self.certificate.follow()))
 
     async def stop(self) -> None:
         await self.source.stop()
@@ -103,10 +111,7 @@ class Gateway:
         await self.services.admission.rates.stop()
         await self.shared.close()
         self.client.close()
-        if self._heart is not None:
-            self._heart.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._heart
+        await stop_tasks(self._background)
 
     async def _beat(self) -> None:
         while True:
@@ -146,6 +151,7 @@ class Server(uvicorn.Server):
         self._drain_timeout = settings.drain_timeout
         self._lifecycle = gateway.services.lifecycle
         self._drain: asyncio.Task[None] | None = None
+        self._scheme = "http" if gateway.certificate is None else "https"
         self._source = ", ".join(backend.url for backend in settings.backends) or "kubernetes"
         gateway.metrics.readings.connections = lambda: len(self.server_state.connections)
 
@@ -153,7 +159,10 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         for listener in self.servers if self.started else ():
             host, port, *_ = listener.sockets[0].getsockname()
-            where = {"url": f"http://{f'[{host}]' if ':' in host else host}:{port}", "source": self._source}
+            where = {
+                "url": f"{self._scheme}://{f'[{host}]' if ':' in host else host}:{port}",
+                "source": self._source,
+            }
             _LOG.info("listening", extra={"fields": where})
 
     @contextlib.contextmanager
@@ -218,7 +227,8 @@ class Server(uvicorn.Server):
 
 
 def server_config(gateway: Gateway) -> uvicorn.Config:
-    settings = gateway.services.settings
+    settings, certificate = gateway.services.settings, gateway.certificate
+    context = None if certificate is None else (lambda _config, _default: certificate.context)
     return uvicorn.Config(
         gateway.edge,
         host=settings.host,
@@ -233,6 +243,7 @@ def server_config(gateway: Gateway) -> uvicorn.Config:
         proxy_headers=False,
         timeout_keep_alive=int(settings.timeouts.keep_alive),
         backlog=2048,
+        ssl_context_factory=context,
     )
 
 

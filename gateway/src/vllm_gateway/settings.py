@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 import yaml
@@ -21,6 +21,7 @@ from pydantic import (
     Field,
     ValidationError,
     WithJsonSchema,
+    model_validator,
 )
 from pydantic.alias_generators import to_camel
 
@@ -178,6 +179,28 @@ class AuthSettings(_Section):
     """Whether requests without a key are served too; a wrong key is refused all the same."""
 
 
+class TlsSettings(_Section):
+    """The gateway's own certificate. Without one it speaks plain HTTP, for an Ingress or a mesh in front."""
+
+    cert_file: str | None = None
+    """The certificate with its chain, PEM; read again when it changes."""
+    key_file: str | None = None
+    """Its private key, PEM."""
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("certFile and keyFile belong together: give both, or none")
+        return self
+
+
+class EngineKeySettings(_Section):
+    """Keys that engines in the cluster ask for; static backends have `apiKeyFile`."""
+
+    master_key_file: str | None = None
+    """A file with the master key that each model's key is derived from; read again when it changes."""
+
+
 class CacheSettings(_Section):
     """Answers of repeated deterministic requests, for models whose `spec.gateway.responseCache` says so."""
 
@@ -246,8 +269,12 @@ class Settings(_Section):
     """When a failing endpoint is left alone."""
     queue: QueueSettings = QueueSettings()
     """How many requests run and wait."""
+    tls: TlsSettings = TlsSettings()
+    """HTTPS on the API's port."""
     auth: AuthSettings = AuthSettings()
     """Who may call."""
+    engine_keys: EngineKeySettings = EngineKeySettings()
+    """What the gateway shows the engines."""
     response_cache: CacheSettings = CacheSettings()
     """Answers that are kept."""
     redis: RedisSettings = RedisSettings()

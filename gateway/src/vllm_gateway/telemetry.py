@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import time
 from bisect import bisect_left
@@ -57,6 +58,7 @@ class Readings(Collector):
         self.queued: Callable[[], Mapping[str, int]] = dict
         self.ejected: Callable[[], Mapping[str, int]] = dict
         self.key_problem: Callable[[], str] = str
+        self.certificate_problem: Callable[[], str] = str
         self.connections: Callable[[], int] = int
         self.table_age: Callable[[], float] = float
 
@@ -68,6 +70,11 @@ class Readings(Collector):
             "vllm_gateway_key_file_failed",
             "1 while the file of API keys cannot be read and older keys are in force.",
             value=float(bool(self.key_problem())),
+        )
+        yield GaugeMetricFamily(
+            "vllm_gateway_certificate_failed",
+            "1 while the TLS certificate's files cannot be read and an older certificate is in force.",
+            value=float(bool(self.certificate_problem())),
         )
         yield GaugeMetricFamily(
             "vllm_gateway_connections", "Open connections of callers.", value=self.connections()
@@ -149,6 +156,14 @@ class Metrics:
         return Histogram(f"vllm_gateway_{name}", text, labels, buckets=list(buckets), registry=self.registry)
 
 
+# Whatever a reader of the log may take for the end of a line, or for a terminal's command.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode("ascii")
+
+
 class LineFormatter(logging.Formatter):
     """One line a record, as JSON or as text; a record's `fields` are its keys."""
 
@@ -165,8 +180,10 @@ class LineFormatter(logging.Formatter):
         if self._as_json:
             head = {"time": stamp, "level": record.levelname.lower(), "logger": record.name}
             return json.dumps(head | {"message": record.getMessage()} | fields)
+        trace = fields.pop("exception", "")
         pairs = "".join(f" {key}={value}" for key, value in fields.items())
-        return f"{stamp} {record.levelname:<7} {record.getMessage()}{pairs}"
+        line = f"{stamp} {record.levelname:<7} {record.getMessage()}{pairs}"
+        return _CONTROL.sub(_escaped, line) + (f"\n{trace}" if trace else "")
 
 
 def configure_logging(level: str, *, as_json: bool) -> None:

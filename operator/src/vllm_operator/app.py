@@ -15,7 +15,8 @@ from vllm_operator import __version__
 from vllm_operator.backoff import Backoff
 from vllm_operator.clock import Clock, SystemClock
 from vllm_operator.cluster import Cluster, connect
-from vllm_operator.errors import ApiError
+from vllm_operator.engine_keys import EngineKeys
+from vllm_operator.errors import ApiError, SettingsError
 from vllm_operator.events import Recorder
 from vllm_operator.handlers import ModelWatch, connection_info
 from vllm_operator.kinds import MODELS, Body, ObjectKey
@@ -47,6 +48,8 @@ class Operator:
         self._cluster = Cluster(client, self.metrics.api_error)
         key = ObjectKey(namespace, settings.lease.name)
         self._lease = Lease(self._cluster, key, identity, settings.lease, clock)
+        secret = settings.engine_keys.secret
+        self._keys = EngineKeys(self._cluster, ObjectKey(namespace, secret) if secret else None)
         self._world: World | None = None
         self._synced = False
 
@@ -84,7 +87,13 @@ class Operator:
         world = World(self._cluster, self._settings, self._clock)
         recorder = Recorder(self._cluster)
         reconciler = Reconciler(
-            self._cluster, world, self._settings, recorder, self._clock, self.metrics.reconciled
+            self._cluster,
+            world,
+            self._settings,
+            recorder,
+            self._clock,
+            self.metrics.reconciled,
+            self._keys.of,
         )
         queue: Queue[ModelKey] = Queue(
             reconciler, self._clock, concurrency=self._settings.max_concurrent_reconciles
@@ -95,6 +104,7 @@ class Operator:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(world.run())
                 await world.synced()
+                await self._first_keys()
                 await self._list_models(world, queue)
                 self._synced = True
                 tasks.create_task(self._watch_models(world, queue))
@@ -125,6 +135,24 @@ class Operator:
         while True:
             await self._clock.sleep(self._settings.resync_seconds)
             await self._list_models(world, queue)
+            if await self._ensure_keys():
+                for key in world.fleet.models:
+                    queue.add(key)
+
+    async def _first_keys(self) -> None:
+        """Tries until the master key is there: a model without one would run open, and roll out later."""
+        for pause in Backoff(first=0.5, cap=15):
+            if await self._ensure_keys() is not None:
+                return
+            await self._clock.sleep(pause)
+
+    async def _ensure_keys(self) -> bool | None:
+        """Whether the master key is another than before; None where it cannot be had now."""
+        try:
+            return await self._keys.ensure()
+        except (ApiError, SettingsError) as error:
+            log.warning("no master key", extra={"error": str(error)})
+            return None
 
     async def _list_models(self, world: World, queue: Queue[ModelKey]) -> None:
         """Tries until it has a complete list; without the CRD that is until it is installed."""

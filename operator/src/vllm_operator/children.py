@@ -13,7 +13,9 @@ from vllm_operator.api.v1alpha1 import Metadata
 from vllm_operator.compare import difference_text, differs
 from vllm_operator.errors import Conflict, ForeignObject, Invalid, NotFound
 from vllm_operator.kinds import (
+    DEPLOYMENTS,
     MODELS,
+    SECRETS,
     Body,
     Kind,
     ObjectKey,
@@ -116,6 +118,20 @@ class Children:
         with contextlib.suppress(Conflict):  # whose it is, is looked at when it is made
             await self._api.create(change.kind, change.wanted, dry_run=True)
 
+    async def ensure_engine_key(self, owner: Metadata, secret: Body) -> None:
+        """Makes the Secret where nothing says that it is there: the operator may create Secrets, but not read
+        any. It is there if the Deployment refers to it and no pod misses it.
+        """
+        name = key_of(secret).name
+        workload = self._world.child(DEPLOYMENTS, ObjectKey(owner.namespace, names.engine_name(owner.name)))
+        pods = self._world.pods(owner.key, owner.uid)
+        if workload is not None and refers_to(workload, name) and not any(misses(pod, name) for pod in pods):
+            return
+        await self._ensure_alive(owner)
+        with contextlib.suppress(Conflict):
+            await self._api.create(SECRETS, secret)
+            log.info("created", extra={"model": str(owner.key), "kind": SECRETS.kind})
+
     async def _ensure_alive(self, owner: Metadata) -> None:
         """A child of a model that is gone would be collected and, seen to vanish, made again for ever."""
         try:
@@ -163,3 +179,20 @@ class Children:
             if (kind, key_of(body)) not in wanted and "deletionTimestamp" not in body["metadata"]:
                 await self._api.delete(kind, key_of(body), uid=uid_of(body))
                 log.info("deleted", extra={"model": str(owner.key), "kind": kind.kind})
+
+
+def refers_to(workload: Body, secret: str) -> bool:
+    containers = workload["spec"]["template"]["spec"]["containers"]
+    references = [
+        item.get("valueFrom", {}).get("secretKeyRef", {})
+        for each in containers
+        for item in each.get("env") or ()
+    ]
+    return any(reference.get("name") == secret for reference in references)
+
+
+def misses(pod: Body, secret: str) -> bool:
+    """Whether the kubelet says that the Secret is not there."""
+    states = [item.get("state") or {} for item in (pod.get("status") or {}).get("containerStatuses") or ()]
+    said = [(state.get("waiting") or {}).get("message") or "" for state in states]
+    return any(f'"{secret}" not found' in message for message in said)

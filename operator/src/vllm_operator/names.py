@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import NamedTuple
 
 GROUP = "vllm-fleet.dev"
@@ -27,6 +28,7 @@ ANNOTATION_SECRET_VERSIONS = f"{GROUP}/secret-versions"  # of the pods: those th
 ANNOTATION_PAUSED = f"{GROUP}/paused"
 
 ENGINE = "engine"  # the container, the component, and the suffix of the children's names
+ENGINE_KEY_FIELD = "api-key"
 ENGINE_PORT = 8000
 ENGINE_PORT_NAME = "http"
 
@@ -48,6 +50,11 @@ class ModelKey(NamedTuple):
 def engine_name(model: str) -> str:
     """The Deployment's and the Service's name. Never `vllm`: its service variables would break vLLM."""
     return f"{model}-{ENGINE}"
+
+
+def engine_key_secret(model: str, engine_key: str) -> str:
+    """Another key is another Secret, so that one never needs to be changed, nor read."""
+    return f"{engine_name(model)}-{hashlib.sha256(engine_key.encode()).hexdigest()[:8]}"
 
 
 def selector_labels(model: str) -> dict[str, str]:

@@ -13,15 +13,15 @@ from vllm_operator import names
 from vllm_operator.api.parsing import identify, parse, previous_status
 from vllm_operator.api.status import Reason, Status
 from vllm_operator.api.v1alpha1 import Metadata, VLLMModel
-from vllm_operator.children import Api, Children, ModelGone
+from vllm_operator.children import Api, Children, ModelGone, refers_to
 from vllm_operator.clock import Clock
 from vllm_operator.errors import ApiError, Conflict, Forbidden, ForeignObject, Invalid, NotFound, SpecError
 from vllm_operator.events import Event, Recorder, transitions
-from vllm_operator.kinds import DEPLOYMENTS, MODELS, Body
+from vllm_operator.kinds import DEPLOYMENTS, MODELS, Body, key_of
 from vllm_operator.names import ModelKey
 from vllm_operator.observe import Refusal, Snapshot, observe, observe_refused, seconds_until_stalled
 from vllm_operator.observe.engine_log import scrub
-from vllm_operator.render import render
+from vllm_operator.render import engine_key_manifest, render
 from vllm_operator.render.facts import Facts
 from vllm_operator.settings import Settings
 from vllm_operator.survey import Plan, Survey, split
@@ -38,13 +38,23 @@ Outcome = Callable[[str, float], None]
 
 
 class Reconciler:
-    """`count(result, seconds)` is told of each run: ok, refused, gone or error."""
+    """`count(result, seconds)` is told of each run: ok, refused, gone or error. `engine_key` gives a
+    model's key, empty where engines ask for none.
+    """
 
     def __init__(
-        self, api: Api, world: World, settings: Settings, recorder: Recorder, clock: Clock, count: Outcome
+        self,
+        api: Api,
+        world: World,
+        settings: Settings,
+        recorder: Recorder,
+        clock: Clock,
+        count: Outcome,
+        engine_key: Callable[[Metadata], str] = lambda _meta: "",
     ) -> None:
         self._api, self._world, self._settings = api, world, settings
-        self._children, self._survey = Children(api, world), Survey(world, settings)
+        self._children, self._survey = Children(api, world), Survey(world, settings, engine_key)
+        self._engine_key = engine_key
         self._recorder, self._clock, self._count = recorder, clock, count
 
     async def __call__(self, key: ModelKey) -> float | None:
@@ -90,6 +100,7 @@ class Reconciler:
             model = await self._warn(model, plan)
         try:
             if not model.paused:
+                await self._ensure_engine_key(model, plan)
                 repaired = await self._children.bring(meta, plan.wanted, plan.waiting)
                 await self._tell_repairs(meta, repaired)
         except (ForeignObject, Forbidden, Invalid) as error:
@@ -123,6 +134,16 @@ class Reconciler:
             upgrades.forget(key)
             return Plan(manifests, (), facts, trial)
         return Plan(*split(manifests, waits=not upgrades.enter(key)), facts, trial)
+
+    async def _ensure_engine_key(self, model: VLLMModel, plan: Plan) -> None:
+        """Where the pods that are to run now refer to it; others have that of their own revision."""
+        if not (key := self._engine_key(model.metadata)):
+            return
+        secret = engine_key_manifest(model, key)
+        if any(
+            refers_to(body, key_of(secret).name) for body in plan.wanted if body["kind"] == DEPLOYMENTS.kind
+        ):
+            await self._children.ensure_engine_key(model.metadata, secret)
 
     async def _tell_repairs(self, meta: Metadata, repaired: tuple[str, ...]) -> None:
         for text in repaired:

@@ -114,6 +114,16 @@ class Policy(Section):
     )
 
 
+class EngineKeySettings(Section):
+    """Keys between gateway and engines. With them, who can reach an engine's port can still not use it."""
+
+    secret: Annotated[str, Field(max_length=63)] = Field(
+        "",
+        description="Secret with the master key, in the operator's own namespace; the operator makes it if "
+        "it is absent. Each engine asks for a key derived from it. Empty: engines ask for none.",
+    )
+
+
 class Settings(Section):
     """Everything that a platform decides for all models."""
 
@@ -128,6 +138,7 @@ class Settings(Section):
     network_policy: NetworkPolicySettings = Field(
         NetworkPolicySettings(), description="Who may reach the engines."
     )
+    engine_keys: EngineKeySettings = Field(EngineKeySettings(), description="Keys of the engines.")
     watch_namespaces: tuple[Annotated[str, Field(min_length=1, max_length=63)], ...] = Field(
         (), description="Namespaces whose models are served. Empty: all."
     )

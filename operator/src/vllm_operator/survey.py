@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from vllm_operator import names
-from vllm_operator.api.v1alpha1 import VLLMModel
+from vllm_operator.api.v1alpha1 import Metadata, VLLMModel
 from vllm_operator.kinds import DEPLOYMENTS, Body, ObjectKey
 from vllm_operator.observe import Refusal, Snapshot
 from vllm_operator.observe.failure import Trial, judge
@@ -49,8 +49,10 @@ class Plan:
 
 
 class Survey:
-    def __init__(self, world: World, settings: Settings) -> None:
-        self._world, self._settings = world, settings
+    def __init__(
+        self, world: World, settings: Settings, engine_key: Callable[[Metadata], str] = lambda _meta: ""
+    ) -> None:
+        self._world, self._settings, self._engine_key = world, settings, engine_key
 
     def facts(self, model: VLLMModel, now: datetime.datetime) -> tuple[Facts, Trial]:
         status = model.status
@@ -65,6 +67,7 @@ class Survey:
             unedited=status.observed_generation == model.metadata.generation
             and any(map(is_ready, read.pods)),
             secrets=self._world.surroundings.secrets(model.metadata.namespace),
+            engine_key=self._engine_key(model.metadata),
         )
         return facts, trial
 

@@ -14,6 +14,7 @@ from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 
 from vllm_gateway import __version__
+from vllm_gateway.discovery.engine_keys import MasterKey
 from vllm_gateway.discovery.objects import LABEL_MANAGER, MANAGER, models_of
 from vllm_gateway.discovery.reflector import ApiError, Json, Reflector
 from vllm_gateway.discovery.source import TableHolder, stop_tasks
@@ -93,13 +94,16 @@ class KubeApi:
 class KubernetesSource:
     """Two reflectors a namespace, or two for the whole cluster; a change of any rebuilds the whole table."""
 
-    def __init__(self, holder: TableHolder, namespaces: Sequence[str]) -> None:
+    def __init__(
+        self, holder: TableHolder, namespaces: Sequence[str], master: MasterKey | None = None
+    ) -> None:
         if not _in_cluster() and not _has_kubeconfig():
             raise BadSettings(
                 "no models to serve: set VLLM_URL or `backends:` for static backends, or run in a cluster or "
                 "with a KUBECONFIG"
             )
         self._holder = holder
+        self._master = master or MasterKey(None)
         self._api = KubeApi()
         self._news = asyncio.Event()
         scopes = [f"/namespaces/{namespace}" for namespace in namespaces] or [""]
@@ -110,7 +114,8 @@ class KubernetesSource:
     async def start(self) -> None:
         """Does not wait for the API: a gateway that starts while it is down says so and heals."""
         running = [reflector.run() for reflector in (*self._models, *self._slices)]
-        self._tasks = [asyncio.create_task(work) for work in (*running, self._publish_changes())]
+        running += [self._publish_changes(), self._master.follow(self._news.set)]
+        self._tasks = [asyncio.create_task(work) for work in running]
 
     async def stop(self) -> None:
         await stop_tasks(self._tasks)
@@ -136,9 +141,10 @@ class KubernetesSource:
         reflectors = (*self._models, *self._slices)
         models = [item for reflector in self._models for item in reflector.items.values()]
         slices = [item for reflector in self._slices for item in reflector.items.values()]
-        notes = dict.fromkeys(reflector.problem for reflector in reflectors if reflector.problem)
+        problems = (self._master.problem, *(reflector.problem for reflector in reflectors))
+        notes = dict.fromkeys(filter(None, problems))
         complete = all(reflector.synced for reflector in reflectors)
-        return Table.of(models_of(models, slices), complete=complete, notes=notes)
+        return Table.of(models_of(models, slices, self._master.of), complete=complete, notes=notes)
 
 
 def _in_cluster() -> bool:

@@ -8,13 +8,14 @@ Service or a slice in a namespace cannot take over a model's requests by its lab
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, get_args
 
 from vllm_gateway.routing.table import Endpoint, Limits, Model
 from vllm_gateway.settings import Routing, parse_duration
 
 Json = dict[str, Any]
+KeyOf = Callable[[str, str, str], str | None]
 
 LABEL_UID = "vllm-fleet.dev/model-uid"
 LABEL_SERVICE = "kubernetes.io/service-name"
@@ -26,23 +27,31 @@ _COLD_START = 600.0  # spec.autoscaling.coldStartTimeout's default
 _ROUTINGS: dict[str, Routing] = {name: name for name in get_args(Routing)}
 
 
-def models_of(models: Iterable[Json], slices: Iterable[Json]) -> list[Model]:
-    """One `Model` for each VLLMModel, with the endpoints that its slices make ready."""
+def no_key(_namespace: str, _name: str, _uid: str) -> None:
+    """For engines that ask for no key."""
+
+
+def models_of(models: Iterable[Json], slices: Iterable[Json], key_of: KeyOf = no_key) -> list[Model]:
+    """One `Model` for each VLLMModel, with the endpoints that its slices make ready.
+
+    `key_of(namespace, name, uid)` is the key that the model's engines ask for.
+    """
     by_service: dict[tuple[str, str], list[Json]] = {}
     for item in slices:
         metadata = _mapping(item.get("metadata"))
         service = _mapping(metadata.get("labels")).get(LABEL_SERVICE, "")
         by_service.setdefault((str(metadata.get("namespace", "")), str(service)), []).append(item)
-    return [_model(body, by_service) for body in models]
+    return [_model(body, by_service, key_of) for body in models]
 
 
-def _model(body: Json, by_service: dict[tuple[str, str], list[Json]]) -> Model:
+def _model(body: Json, by_service: dict[tuple[str, str], list[Json]], key_of: KeyOf) -> Model:
     metadata, status = _mapping(body.get("metadata")), _mapping(body.get("status"))
     spec = _mapping(body.get("spec"))
     gateway = _mapping(spec.get("gateway"))
     namespace, name, uid = (str(metadata.get(field, "")) for field in ("namespace", "name", "uid"))
     own = [item for item in by_service.get((namespace, f"{name}-engine"), ()) if _belongs(item, uid)]
-    endpoints = tuple({end.id: end for item in own for end in _endpoints(item)}.values())
+    key = key_of(namespace, name, uid)
+    endpoints = tuple({end.id: end for item in own for end in _endpoints(item, key)}.values())
     reason, message = ("", "") if endpoints else _why_not(status)
     weight = _number(gateway.get("weight"))
     return Model(
@@ -83,7 +92,7 @@ def _belongs(item: Json, uid: str) -> bool:
     return of_service and labels.get(LABEL_MANAGER) == MANAGER and bool(uid) and labels.get(LABEL_UID) == uid
 
 
-def _endpoints(item: Json) -> Iterator[Endpoint]:
+def _endpoints(item: Json, key: str | None) -> Iterator[Endpoint]:
     port = next(
         (entry.get("port") for entry in item.get("ports") or () if entry.get("name") == PORT_NAME), None
     )
@@ -91,7 +100,7 @@ def _endpoints(item: Json) -> Iterator[Endpoint]:
         target = _mapping(entry.get("targetRef"))
         addresses = entry.get("addresses") or ()
         if port and addresses and target.get("kind") == "Pod" and _ready(_mapping(entry.get("conditions"))):
-            yield Endpoint(str(target.get("uid") or addresses[0]), str(addresses[0]), int(port))
+            yield Endpoint(str(target.get("uid") or addresses[0]), str(addresses[0]), int(port), key=key)
 
 
 def _ready(conditions: Json) -> bool:

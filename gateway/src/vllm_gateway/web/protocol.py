@@ -146,7 +146,8 @@ class GatewayProtocol(HttpToolsProtocol):
             self.transport.close()
             return
         self.transport.write(_response(error))
-        self.transport.write_eof()
+        if self.transport.can_write_eof():  # not over TLS, whose own end comes with close()
+            self.transport.write_eof()
         self.loop.call_later(_LINGER_SECONDS, self.transport.close)
 
     def _may_answer(self) -> bool:

@@ -7,13 +7,14 @@ from vllm_operator.render.facts import NOTHING_KNOWN, Facts, Manifest
 from vllm_operator.render.workload import (
     budget_manifest,
     deployment_manifest,
+    engine_key_manifest,
     network_policy_manifest,
     service_manifest,
     stamped,
 )
 from vllm_operator.settings import Settings
 
-__all__ = ["render"]
+__all__ = ["engine_key_manifest", "render"]
 
 
 def render(model: VLLMModel, settings: Settings, facts: Facts = NOTHING_KNOWN) -> tuple[Manifest, ...]:

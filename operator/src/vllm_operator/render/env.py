@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vllm_operator import names
 from vllm_operator.api.source import S3Source, SecretKey
 from vllm_operator.api.v1alpha1 import Spec
 from vllm_operator.render.facts import Manifest
@@ -11,11 +12,14 @@ from vllm_operator.render.storage import HOME
 KEEP_ALIVE_SECONDS = 75
 
 
-def engine_env(spec: Spec) -> list[Manifest]:
+def engine_env(spec: Spec, key_secret: str = "") -> list[Manifest]:
     """The operator's variables, then the spec's, which win over those that are not managed."""
     made: dict[str, Manifest] = {
         name: {"name": name, "value": value} for name, value in _literals(spec).items()
     }
+    if key_secret:
+        reference = {"name": key_secret, "key": names.ENGINE_KEY_FIELD}
+        made["VLLM_API_KEY"] = {"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": reference}}
     hub = spec.source.hugging_face
     if hub is not None and hub.token_secret is not None:
         made["HF_TOKEN"] = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": _secret_key(hub.token_secret)}}

@@ -84,6 +84,7 @@ class Facts:
     `failed`: the live pod template has just been found to fail, with nothing else serving. `unedited`: the
     spec has not changed since it was last acted on, and pods serve; so what changes them is the operator's.
     `secrets`: resourceVersion by name of the namespace's Secrets, None where the operator may not see them.
+    `engine_key` is empty where engines ask for none.
     """
 
     nodes: tuple[Node, ...] | None = None
@@ -92,6 +93,7 @@ class Facts:
     failed: RolledBack | None = None
     unedited: bool = False
     secrets: Mapping[str, str] | None = None
+    engine_key: str = field(default="", repr=False)
 
 
 NOTHING_KNOWN = Facts()

@@ -21,10 +21,11 @@ NON_ROOT = 65532
 STARTUP_PERIOD_SECONDS = 2
 
 
-def pod_template(model: VLLMModel, settings: Settings, image: str) -> Manifest:
+def pod_template(model: VLLMModel, settings: Settings, image: str, key_secret: str = "") -> Manifest:
+    """`key_secret` names the Secret with the engine's key; empty where it asks for none."""
     return {
         "metadata": {"labels": names.labels(model.metadata.name, model.metadata.uid)},
-        "spec": _pod_spec(model, settings, image),
+        "spec": _pod_spec(model, settings, image, key_secret),
     }
 
 
@@ -33,12 +34,12 @@ def termination_grace_seconds(spec: Spec) -> int:
     return PRE_STOP_SECONDS + spec.drain_seconds + DRAIN_SLACK_SECONDS
 
 
-def _pod_spec(model: VLLMModel, settings: Settings, image: str) -> Manifest:
+def _pod_spec(model: VLLMModel, settings: Settings, image: str, key_secret: str) -> Manifest:
     spec = model.spec
     volumes, mounts = volumes_and_mounts(spec)
     secrets = [{"name": secret.name} for secret in spec.image_pull_secrets]
     return {
-        "containers": [_engine(model, settings, image) | {"volumeMounts": mounts}],
+        "containers": [_engine(model, settings, image, key_secret) | {"volumeMounts": mounts}],
         "volumes": volumes,
         "securityContext": _pod_security(spec),
         "terminationGracePeriodSeconds": termination_grace_seconds(spec),
@@ -52,7 +53,7 @@ def _pod_spec(model: VLLMModel, settings: Settings, image: str) -> Manifest:
     }
 
 
-def _engine(model: VLLMModel, settings: Settings, image: str) -> Manifest:
+def _engine(model: VLLMModel, settings: Settings, image: str, key_secret: str) -> Manifest:
     spec = model.spec
     resources = container_resources(spec, settings)
     return {
@@ -60,7 +61,7 @@ def _engine(model: VLLMModel, settings: Settings, image: str) -> Manifest:
         "image": image,
         "command": ["vllm", "serve"],
         "args": engine_args(model, image),
-        "env": engine_env(spec),
+        "env": engine_env(spec, key_secret),
         "ports": [{"name": names.ENGINE_PORT_NAME, "containerPort": names.ENGINE_PORT, "protocol": "TCP"}],
         **({"resources": resources} if resources else {}),
         **_probes(spec),

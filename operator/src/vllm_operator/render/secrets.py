@@ -14,13 +14,16 @@ from vllm_operator.render.facts import Facts, Manifest
 
 
 def referenced(pod: Mapping[str, Any]) -> tuple[str, ...]:
-    """The Secrets that a pod's spec takes variables from, by name."""
+    """The Secrets of others that a pod's spec takes variables from, by name. The engine's key is our own: it
+    never changes under its name.
+    """
     return tuple(sorted(set(_in_variables(pod))))
 
 
 def _in_variables(pod: Mapping[str, Any]) -> Iterator[str]:
     for container in (*_objects(pod, "containers"), *_objects(pod, "initContainers")):
-        sources = [item.get("valueFrom") for item in _objects(container, "env")]
+        variables = [item for item in _objects(container, "env") if item.get("name") != "VLLM_API_KEY"]
+        sources = [item.get("valueFrom") for item in variables]
         found = [source.get("secretKeyRef") for source in sources if isinstance(source, dict)]
         found += [item.get("secretRef") for item in _objects(container, "envFrom")]
         yield from (str(item["name"]) for item in found if isinstance(item, dict) and item.get("name"))

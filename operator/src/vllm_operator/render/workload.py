@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Iterable
@@ -72,7 +73,9 @@ def checked_template(model: VLLMModel, settings: Settings, facts: Facts) -> tupl
     Raises SpecError where it is outside settings.policy.
     """
     spec, image = model.spec, engine_image(model, settings, facts)
-    base = pod_template(model, settings, image)
+    key = facts.engine_key
+    secret = names.engine_key_secret(model.metadata.name, key) if key else ""
+    base = pod_template(model, settings, image, secret)
     patch = spec.pod_template.model_dump(by_alias=True, exclude_unset=True) if spec.pod_template else {}
     template: Manifest = merged(base, patch)
     review = Review(
@@ -138,6 +141,14 @@ def network_policy_manifest(model: VLLMModel, peers: Iterable[Peer]) -> Manifest
         "ingress": [{"from": allowed, "ports": [{"port": names.ENGINE_PORT, "protocol": "TCP"}]}],
     }
     return manifest
+
+
+def engine_key_manifest(model: VLLMModel, key: str) -> Manifest:
+    """Immutable: a new key gets a new Secret, so that pods of both revisions have theirs."""
+    manifest = _child("v1", "Secret", model)
+    manifest["metadata"]["name"] = names.engine_key_secret(model.metadata.name, key)
+    encoded = base64.b64encode(key.encode()).decode()
+    return {**manifest, "immutable": True, "data": {names.ENGINE_KEY_FIELD: encoded}}
 
 
 def stamped(manifest: Manifest) -> Manifest:

@@ -1,0 +1,138 @@
+"""The gateway over TLS, with certificates of an authority made for the test.
+
+Proves: streams and plain answers over HTTPS, and the same bytes as over HTTP; a caller that leaves frees the
+engine; a renewed certificate is taken up by new connections while open streams go on; files that do not fit
+together keep the old certificate and are reported; a gateway does not start without a usable one; a bad head
+is refused over TLS too; old versions of the protocol are not spoken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from pathlib import Path
+from typing import Any
+
+import engine as fake
+import pytest
+import trustme
+from engine import FakeEngine, chat_events
+from http_caller import Caller, until
+
+from vllm_gateway.settings import BadSettings, TlsSettings
+from vllm_gateway.tls import Certificate, certificate_of
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+
+
+class Files:
+    """A certificate for 127.0.0.1 in a folder, as a mounted Secret has it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.authority = trustme.CA()
+        self.cert, self.key = folder / "tls.crt", folder / "tls.key"
+        self.renew()
+
+    def renew(self) -> None:
+        made = self.authority.issue_cert("127.0.0.1")
+        self.key.write_bytes(made.private_key_pem.bytes())
+        self.cert.write_bytes(b"".join(blob.bytes() for blob in made.cert_chain_pems))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"tls": {"certFile": str(self.cert), "keyFile": str(self.key)}}
+
+    async def connect(self, port: int) -> Caller:
+        context = ssl.create_default_context()
+        self.authority.configure_trust(context)
+        return Caller(*await asyncio.open_connection("127.0.0.1", port, ssl=context))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+def serial(caller: Caller) -> str:
+    return str(caller.writer.get_extra_info("peercert")["serialNumber"])
+
+
+async def test_streams_and_answers_over_tls(gateway: Any, files: Files) -> None:
+    script = fake.stream(["a", "é", "😀"])
+    async with FakeEngine(script) as engine, gateway(engine, options=files.options) as running:
+        async with await files.connect(running.port) as caller:
+            caller.send("/v1/chat/completions", CHAT)
+            answer = await caller.answer()
+            assert answer.body == b"".join(chat_events(["a", "é", "😀"], with_usage=False))
+            caller.send("/models", method="GET")  # on the same connection
+            assert (await caller.answer()).json()["models"]
+        await running.settled()
+
+
+async def test_a_caller_that_leaves_over_tls_frees_the_engine(gateway: Any, files: Files) -> None:
+    script = fake.stream(["x"] * 500, delay=0.01)
+    async with FakeEngine(script) as engine, gateway(engine, options=files.options) as running:
+        async with await files.connect(running.port) as caller:
+            caller.send("/v1/chat/completions", CHAT)
+            await caller.head()
+            assert running.in_flight == 1
+        await running.settled()
+
+
+async def test_a_renewed_certificate_is_taken_up_and_streams_go_on(gateway: Any, files: Files) -> None:
+    script = fake.stream(["x"] * 40, delay=0.01)
+    async with (
+        FakeEngine(script) as engine,
+        gateway(engine, options=files.options) as running,
+        await files.connect(running.port) as old,
+    ):
+        old.send("/v1/chat/completions", CHAT)
+        files.renew()
+        await running.gateway.certificate.reload()
+        async with await files.connect(running.port) as new:
+            assert serial(new) != serial(old)
+        assert b"[DONE]" in (await old.answer()).body
+
+
+def test_files_that_do_not_fit_keep_what_was_good(files: Files) -> None:
+    certificate = Certificate(files.cert, files.key)
+    files.key.write_text("nonsense")
+    asyncio.run(certificate.reload())
+    assert "are no certificate with its key" in certificate.problem
+    files.key.unlink()
+    asyncio.run(certificate.reload())
+    assert "No such file" in certificate.problem
+    files.renew()
+    asyncio.run(certificate.reload())
+    assert certificate.problem == ""
+
+
+def test_it_does_not_start_without_a_usable_certificate(files: Files) -> None:
+    files.cert.write_text("")
+    with pytest.raises(BadSettings, match="are no certificate with its key"):
+        certificate_of(TlsSettings(cert_file=str(files.cert), key_file=str(files.key)))
+    with pytest.raises(ValueError, match="belong together"):
+        TlsSettings(cert_file=str(files.cert))
+    assert certificate_of(TlsSettings()) is None
+
+
+async def test_a_bad_head_over_tls_is_refused(raw_gateway: Any, files: Files) -> None:
+    async with (
+        FakeEngine() as engine,
+        raw_gateway(engine, options=files.options) as running,
+        await files.connect(running.port) as caller,
+    ):
+        caller.writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n" + b"a: b\r\n" * 5000 + b"\r\n")
+        assert (await caller.answer()).status == 431
+
+
+def test_old_versions_of_tls_are_not_spoken(files: Files) -> None:
+    assert Certificate(files.cert, files.key).context.minimum_version == ssl.TLSVersion.TLSv1_2
+
+
+async def test_the_metric_tells_of_a_certificate_that_cannot_be_read(gateway: Any, files: Files) -> None:
+    async with FakeEngine() as engine, gateway(engine, options=files.options) as running:
+        assert running.metric("certificate_failed") == 0
+        files.cert.write_text("")
+        await running.gateway.certificate.reload()
+        await until(lambda: running.metric("certificate_failed") == 1)
