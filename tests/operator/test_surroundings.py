@@ -18,6 +18,7 @@ from operator_rig import DEPLOYMENTS, EVENTS, KEY, PODS, Rig, make_rig
 
 from vllm_operator import names
 from vllm_operator.names import ModelKey
+from vllm_operator.render.secrets import referenced
 from vllm_operator.settings import Settings, parse_settings
 
 HPAS, SECRETS = resource("horizontalpodautoscalers"), resource("secrets")
@@ -181,6 +182,13 @@ async def test_only_secrets_that_variables_come_from_count(api: KubeApi) -> None
         rotate(rig, "pull")
         await rig.caught_up()
         assert rig.enqueued == []
+
+
+def test_the_engines_own_key_is_no_secret_of_others() -> None:
+    key = {"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": {"name": "m-engine-1", "key": "api-key"}}}
+    other = {"name": "A", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}}
+    assert referenced({"containers": [{"name": "engine", "env": [key, other]}]}) == ("hf",)
+    assert referenced({"containers": "nonsense", "initContainers": [{"env": [3], "envFrom": {}}]}) == ()
 
 
 async def test_without_consent_secrets_are_not_looked_at(api: KubeApi) -> None:

@@ -14,7 +14,7 @@ from vllm_operator.observe.failure import Trial, judge
 from vllm_operator.observe.fit import gpu_shortage, memory_shortage
 from vllm_operator.observe.pods import is_ready
 from vllm_operator.render.annotations import live_deployment
-from vllm_operator.render.facts import Facts, ImagePin, LiveDeployment
+from vllm_operator.render.facts import Facts, ImagePin, LiveDeployment, Node
 from vllm_operator.render.scheduling import gpu_resource
 from vllm_operator.render.secrets import referenced
 from vllm_operator.settings import Settings
@@ -86,8 +86,8 @@ class Survey:
             image=template["spec"]["containers"][0]["image"],
             granted=self.granted(model, refusal),
             refusal=refusal,
-            fit=self._fit(model, template["spec"]),
-            advice=self._advice(model, template["spec"]),
+            fit=self._fit(model, template["spec"], plan.facts.nodes),
+            advice=self._advice(model, template["spec"], plan.facts.nodes),
             rollout=deployed["metadata"]["annotations"].get(names.ANNOTATION_ROLLOUT, ""),
             rolled_back=live.rolled_back if live is not None else None,
             way_back=_way_back(model, live, runs),
@@ -116,16 +116,16 @@ class Survey:
             warnings=self._world.surroundings.warnings(pods),
         )
 
-    def _fit(self, model: VLLMModel, pod: Body) -> str:
-        nodes, count = self._world.nodes(), model.spec.gpu_count
+    def _fit(self, model: VLLMModel, pod: Body, nodes: Sequence[Node] | None) -> str:
+        count = model.spec.gpu_count
         if nodes is None or count == 0:
             return ""
         resource = gpu_resource(model.spec, self._settings)
         namespace = model.metadata.namespace
         return gpu_shortage(pod, resource, count, nodes, self._world.holders, namespace)
 
-    def _advice(self, model: VLLMModel, pod: Body) -> str:
-        nodes, needed = self._world.nodes(), model.spec.gpu.memory
+    def _advice(self, model: VLLMModel, pod: Body, nodes: Sequence[Node] | None) -> str:
+        needed = model.spec.gpu.memory
         if nodes is None or needed is None or model.spec.gpu_count == 0:
             return ""
         resource = gpu_resource(model.spec, self._settings)
