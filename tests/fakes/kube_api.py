@@ -251,7 +251,9 @@ class KubeApi:
 
     def _post(self, target: Target, query: dict[str, str], _type: str, body: Any) -> tuple[int, Json]:
         dry_run = query.get("dryRun") == "All"
-        return 201, self.store.create(target.resource, target.namespace, body, dry_run=dry_run)
+        manager = query.get("fieldManager", "")
+        made = self.store.create(target.resource, target.namespace, body, manager=manager, dry_run=dry_run)
+        return 201, made
 
     def _put(self, target: Target, query: dict[str, str], _type: str, body: Any) -> tuple[int, Json]:
         dry_run = query.get("dryRun") == "All"
@@ -260,6 +262,8 @@ class KubeApi:
 
     def _patch(self, target: Target, query: dict[str, str], content_type: str, body: Any) -> tuple[int, Json]:
         status, dry_run = _is_status(target), query.get("dryRun") == "All"
+        if content_type == "application/merge-patch+json" and "managedFields" in body.get("metadata", {}):
+            return 200, self.store.book(target.resource, target.key, body["metadata"])
         if content_type == "application/merge-patch+json":
             return 200, self.store.merge(target.resource, target.key, body, status=status, dry_run=dry_run)
         if content_type != "application/apply-patch+yaml":

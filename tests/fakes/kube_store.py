@@ -50,6 +50,8 @@ RESOURCES = (
     Resource("networking.k8s.io/v1", "networkpolicies", "NetworkPolicy", has_status=False),
     Resource("policy/v1", "poddisruptionbudgets", "PodDisruptionBudget"),
     Resource("autoscaling/v2", "horizontalpodautoscalers", "HorizontalPodAutoscaler"),
+    Resource("batch/v1", "jobs", "Job"),
+    Resource("leaderworkerset.x-k8s.io/v1", "leaderworkersets", "LeaderWorkerSet"),
     Resource("v1", "pods", "Pod"),
     Resource("v1", "persistentvolumeclaims", "PersistentVolumeClaim"),
     Resource("v1", "secrets", "Secret", has_status=False),
@@ -104,6 +106,7 @@ class Store:
         self.listeners: list[Callable[[Change], None]] = []
         self._objects: dict[Resource, dict[Key, Json]] = {resource: {} for resource in RESOURCES}
         self._applied: dict[tuple[str, str, bool], Json] = {}  # uid, manager, status?
+        self._created: dict[tuple[str, str], Json] = {}  # uid, manager: what a POST set
         self._serial = itertools.count(1)
 
     def get(self, resource: Resource, key: Key) -> Json:
@@ -117,7 +120,10 @@ class Store:
         objects = sorted(self._objects[resource].items())
         return [copy.deepcopy(body) for key, body in objects if namespace in ("", key[0])]
 
-    def create(self, resource: Resource, namespace: str, body: Json, *, dry_run: bool = False) -> Json:
+    def create(
+        self, resource: Resource, namespace: str, body: Json, *, manager: str = "", dry_run: bool = False
+    ) -> Json:
+        """POST. What it sets is booked as the manager's Update, which an apply does not take away."""
         body = copy.deepcopy(body)
         meta = body.setdefault("metadata", {})
         if not meta.get("name") and meta.get("generateName"):
@@ -134,7 +140,23 @@ class Store:
         now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         meta |= {"uid": str(uuid.uuid4()), "creationTimestamp": now, "generation": 1}
         body |= {"apiVersion": resource.path, "kind": resource.kind}
+        if manager:
+            meta["managedFields"] = [{"manager": manager, "operation": "Update"}]
+            self._created[meta["uid"], manager] = copy.deepcopy(body)
         return body if dry_run else self._commit(resource, key, body)
+
+    def book(self, resource: Resource, key: Key, meta: Json) -> Json:
+        """Other managedFields, by a merge patch of this metadata: an Update that becomes an Apply."""
+        live = self.get(resource, key)
+        for field in ("uid", "resourceVersion"):
+            if meta[field] != live["metadata"][field]:
+                raise Refused(409, "Conflict", f"metadata.{field}: the object has been modified")
+        for entry in meta["managedFields"]:
+            made = self._created.pop((live["metadata"]["uid"], entry["manager"]), None)
+            if entry["operation"] == "Apply" and made is not None:
+                self._applied[live["metadata"]["uid"], entry["manager"], False] = made
+        live["metadata"]["managedFields"] = meta["managedFields"]
+        return self._commit(resource, key, live)
 
     def replace(
         self, resource: Resource, key: Key, body: Json, *, status: bool, dry_run: bool = False

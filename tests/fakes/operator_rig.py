@@ -124,8 +124,9 @@ class Rig:
         return found.get("status", ""), found.get("reason", ""), found.get("message", "")
 
     def writes(self) -> list[str]:
-        """Method and what was written, Events left out."""
-        found = [(request.method, request.path.split("/")) for request in self.api.writes()]
+        """Method and what was written; Events left out, and who owns a field (ownership.py)."""
+        sent = [item for item in self.api.writes() if item.content_type != "application/merge-patch+json"]
+        found = [(request.method, request.path.split("/")) for request in sent]
         named = [
             (method, path[-1] if path[-1] == "status" else path[-2] if method == "PATCH" else path[-1])
             for method, path in found

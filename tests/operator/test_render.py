@@ -9,7 +9,8 @@ choice and that it stays; the pinned image; hashes that change with any field; e
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,15 @@ from vllm_operator.api.crd import crd_manifest
 from vllm_operator.api.parsing import parse
 from vllm_operator.compare import contains
 from vllm_operator.offline import to_yaml
-from vllm_operator.render import render
+from vllm_operator.render import pod_template_of, render
 from vllm_operator.render.facts import Facts, ImagePin, LiveDeployment, Node, Taint
 from vllm_operator.settings import Settings, parse_settings
 
 Json = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]
+CHILD_NAMES = defaultdict(
+    lambda: "m-engine", Job="m-prefetch-", PersistentVolumeClaim="m-cache", LeaderWorkerSet="m-nodes"
+)
 INPUTS = sorted((ROOT / "golden" / "operator").glob("*.input.yaml"))
 FLAGS: Json = json.loads((ROOT / "golden" / "vllm-0.32.0-flags.json").read_text())
 
@@ -48,13 +52,24 @@ def rendered(path: Path) -> tuple[Json, ...]:
     return render(parse(load(path), settings.profiles), settings)
 
 
+def of_kind(manifests: Iterable[Json], kind: str) -> Json:
+    """The only one of its kind."""
+    (found,) = [item for item in manifests if item["kind"] == kind]
+    return found
+
+
 def deployment(facts: Facts | None = None, settings: Settings | None = None, /, **spec: Any) -> Json:
-    return render(parse(model_body(**spec)), settings or Settings(), facts or Facts())[1]
+    return of_kind(render(parse(model_body(**spec)), settings or Settings(), facts or Facts()), "Deployment")
 
 
 def engine(manifest: Json) -> Json:
-    container: Json = manifest["spec"]["template"]["spec"]["containers"][0]
+    container: Json = pod_template_of(manifest)["spec"]["containers"][0]
     return container
+
+
+def workload(manifests: Iterable[Json]) -> Json:
+    """What makes the pods."""
+    return next(item for item in manifests if item["kind"] in ("Deployment", "LeaderWorkerSet"))
 
 
 @pytest.mark.parametrize("path", INPUTS, ids=lambda path: path.name.removesuffix(".input.yaml"))
@@ -90,7 +105,7 @@ def test_every_field_of_the_spec_has_a_golden_pair() -> None:
 
 @pytest.mark.parametrize("path", INPUTS, ids=lambda path: path.name.removesuffix(".input.yaml"))
 def test_every_rendered_flag_is_one_of_vllms_and_takes_its_values(path: Path) -> None:
-    args = engine(rendered(path)[1])["args"]
+    args = engine(workload(rendered(path)))["args"]
     starts = [index for index, item in enumerate(args) if item.startswith("--")]
     for start, end in zip(starts, [*starts[1:], len(args)], strict=True):
         flag, values = args[start], args[start + 1 : end]
@@ -102,13 +117,13 @@ def test_every_rendered_flag_is_one_of_vllms_and_takes_its_values(path: Path) ->
 @pytest.mark.parametrize("path", INPUTS, ids=lambda path: path.name.removesuffix(".input.yaml"))
 def test_what_holds_for_every_model(path: Path) -> None:
     model = parse(load(path), settings_of(path).profiles)
-    service, deployed, *others = rendered(path)
-    for manifest in (service, deployed, *others):
-        assert manifest["metadata"]["name"] == "m-engine"
+    manifests = rendered(path)
+    service, deployed = of_kind(manifests, "Service"), workload(manifests)
+    for manifest in manifests:
+        assert manifest["metadata"]["name"].startswith(CHILD_NAMES[manifest["kind"]])
         assert manifest["metadata"]["ownerReferences"][0]["controller"] is True
         assert manifest["metadata"]["labels"]["vllm-fleet.dev/model"] == "m"
-    pod = deployed["spec"]["template"]
-    assert contains(pod["metadata"]["labels"], deployed["spec"]["selector"]["matchLabels"])
+    pod = pod_template_of(deployed)
     assert contains(pod["metadata"]["labels"], service["spec"]["selector"])
     assert pod["spec"]["enableServiceLinks"] is False
     assert pod["spec"]["automountServiceAccountToken"] is False
@@ -116,7 +131,9 @@ def test_what_holds_for_every_model(path: Path) -> None:
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     startup = container["startupProbe"]
     assert startup["periodSeconds"] * startup["failureThreshold"] >= model.spec.start_seconds
-    assert deployed["spec"]["progressDeadlineSeconds"] > model.spec.start_seconds
+    if deployed["kind"] == "Deployment":
+        assert contains(pod["metadata"]["labels"], deployed["spec"]["selector"]["matchLabels"])
+        assert deployed["spec"]["progressDeadlineSeconds"] > model.spec.start_seconds
     pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pod["spec"]["terminationGracePeriodSeconds"] > pause + model.spec.drain_seconds
     assert contains(pod["spec"], {"volumes": [{"name": "shm", "emptyDir": {"medium": "Memory"}}]})
@@ -131,7 +148,7 @@ def test_an_old_engine_gets_no_flag_that_it_does_not_know() -> None:
 
 
 def test_names_fit_at_their_longest() -> None:
-    body = model_body("a" * 45)
+    body = model_body("a" * 45, cache={"size": "1Gi", "prefetch": True})
     for manifest in render(parse(body), Settings()):
         assert len(manifest["metadata"]["name"]) <= 63
         assert all(len(value) <= 63 for value in manifest["metadata"]["labels"].values())

@@ -67,6 +67,17 @@ def test_the_oldest_namespace_holds_a_name_and_its_models_share_it() -> None:
     assert list(fleet.denied(key("a/two"))) == [("chat", key("b/one"))]
 
 
+def test_adapters_claim_names_beside_their_model() -> None:
+    old, new = body("a", "old", "chat", made=1), body("b", "new", made=2)
+    new["spec"]["adapters"] = [{"name": "chat"}, {"name": "sql"}, {"name": 3}, "sql"]
+    fleet = fleet_of(old, new)
+    assert fleet.granted(key("b/new")) == ("new",)
+    assert fleet.granted_adapters(key("b/new")) == ("sql",)
+    assert list(fleet.denied(key("b/new"))) == [("chat", key("a/old"))]
+    assert fleet.remove(key("a/old")) == {key("a/old"), key("b/new")}
+    assert fleet.granted_adapters(key("b/new")) == ("chat", "sql")
+
+
 def test_ties_go_by_namespace_and_name() -> None:
     fleet = fleet_of(body("b", "x", "chat"), body("a", "z", "chat"), body("a", "y", "chat"))
     assert fleet.holder("chat") == key("a/y")

@@ -11,20 +11,22 @@ from typing import Protocol
 from vllm_operator import names
 from vllm_operator.api.v1alpha1 import Metadata
 from vllm_operator.compare import difference_text, differs
-from vllm_operator.errors import Conflict, ForeignObject, Invalid, NotFound
+from vllm_operator.errors import Conflict, ForeignObject, Invalid, MissingApi, NotFound
 from vllm_operator.kinds import (
-    DEPLOYMENTS,
     MODELS,
     SECRETS,
     Body,
     Kind,
     ObjectKey,
+    changeable,
     child_kind,
     is_controlled_by,
     key_of,
     uid_of,
     version_of,
 )
+from vllm_operator.ownership import is_booked_as_update
+from vllm_operator.render import pod_template_of
 from vllm_operator.world import World
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,8 @@ class Api(Protocol):
     async def apply(
         self, kind: Kind, body: Body, *, uid: str, subresource: str = "", dry_run: bool = False
     ) -> Body: ...
+
+    async def book_as_apply(self, kind: Kind, key: ObjectKey, *, uid: str) -> Body: ...
 
     async def delete(self, kind: Kind, key: ObjectKey, *, uid: str) -> None: ...
 
@@ -72,8 +76,8 @@ class Children:
     ) -> tuple[str, ...]:
         """Returns what was repaired of others' edits, a text for each object. `kept` is left as it is.
 
-        Raises ForeignObject, ModelGone, or the ApiError of the first object that is refused; then nothing
-        that exists has been touched.
+        Raises ForeignObject, MissingApi, ModelGone, or the ApiError of the first object that is refused;
+        then nothing that exists has been touched.
         """
         wanted = list(manifests)
         changes = self._changes(owner, wanted)
@@ -91,7 +95,7 @@ class Children:
             live = self._world.child(kind, key_of(body))
             if live is not None:
                 self._check_owner(owner, kind, live)
-            if live is None or differs(body, live):
+            if live is None or differs(changeable(kind, body), live):
                 found.append(_Change(kind, body, live))
         return found
 
@@ -113,17 +117,17 @@ class Children:
 
     async def _try(self, change: _Change) -> None:
         if change.live is not None:
-            await self._api.apply(change.kind, change.wanted, uid=uid_of(change.live), dry_run=True)
+            sent = changeable(change.kind, change.wanted)
+            await self._api.apply(change.kind, sent, uid=uid_of(change.live), dry_run=True)
             return
         with contextlib.suppress(Conflict):  # whose it is, is looked at when it is made
             await self._api.create(change.kind, change.wanted, dry_run=True)
 
-    async def ensure_engine_key(self, owner: Metadata, secret: Body) -> None:
+    async def ensure_engine_key(self, owner: Metadata, secret: Body, workload: Body | None) -> None:
         """Makes the Secret where nothing says that it is there: the operator may create Secrets, but not read
-        any. It is there if the Deployment refers to it and no pod misses it.
+        any. It is there if the live workload refers to it and no pod misses it.
         """
         name = key_of(secret).name
-        workload = self._world.child(DEPLOYMENTS, ObjectKey(owner.namespace, names.engine_name(owner.name)))
         pods = self._world.pods(owner.key, owner.uid)
         if workload is not None and refers_to(workload, name) and not any(misses(pod, name) for pod in pods):
             return
@@ -146,8 +150,11 @@ class Children:
         kind, wanted = change.kind, change.wanted
         live = change.live or await self._create(owner, kind, wanted)
         self._check_owner(owner, kind, live)
+        wanted = changeable(kind, wanted)
         if not differs(wanted, live):
             return ""
+        if not kind.fixed and is_booked_as_update(live):
+            await self._api.book_as_apply(kind, key_of(live), uid=uid_of(live))
         applied = await self._api.apply(kind, wanted, uid=uid_of(live))
         self._world.note(kind, applied)
         log.info("applied", extra={"model": str(owner.key), "kind": kind.kind})
@@ -161,6 +168,10 @@ class Children:
             made = await self._api.create(kind, wanted)
         except Conflict:
             return await self._api.get(kind, key_of(wanted))
+        except NotFound as error:
+            if kind.optional:
+                raise MissingApi(kind.kind) from error
+            raise
         self._world.note(kind, made)
         log.info("created", extra={"model": str(owner.key), "kind": kind.kind})
         return made
@@ -176,13 +187,17 @@ class Children:
 
     async def _prune(self, owner: Metadata, wanted: set[tuple[Kind, ObjectKey]]) -> None:
         for kind, body in self._world.owned_children(owner.key, owner.uid):
-            if (kind, key_of(body)) not in wanted and "deletionTimestamp" not in body["metadata"]:
+            if (
+                not kind.kept
+                and (kind, key_of(body)) not in wanted
+                and "deletionTimestamp" not in body["metadata"]
+            ):
                 await self._api.delete(kind, key_of(body), uid=uid_of(body))
                 log.info("deleted", extra={"model": str(owner.key), "kind": kind.kind})
 
 
 def refers_to(workload: Body, secret: str) -> bool:
-    containers = workload["spec"]["template"]["spec"]["containers"]
+    containers = pod_template_of(workload)["spec"]["containers"]
     references = [
         item.get("valueFrom", {}).get("secretKeyRef", {})
         for each in containers

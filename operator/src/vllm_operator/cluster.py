@@ -30,6 +30,7 @@ from vllm_operator.errors import (
     clip,
 )
 from vllm_operator.kinds import Body, Kind, ObjectKey, key_of
+from vllm_operator.ownership import booked_as_apply
 
 PAGE_SIZE = 500
 REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=30, connect=10)
@@ -40,6 +41,7 @@ MAX_CONNECTIONS = 100
 
 _APPLY = "application/apply-patch+yaml"
 _JSON = "application/json"
+_MERGE = "application/merge-patch+json"
 _METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 _METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 _BY_CODE: dict[int, type[ApiError]] = {
@@ -116,6 +118,13 @@ class Cluster:
         path = kind.path(*key_of(body), subresource)
         query = {"fieldManager": names.FIELD_MANAGER, "force": "true"} | _dry(dry_run)
         return await self._request("PATCH", path, query, {**body, "metadata": metadata}, _APPLY)
+
+    async def book_as_apply(self, kind: Kind, key: ObjectKey, *, uid: str) -> Body:
+        """Makes what we created ours for server-side apply: see ownership. Conflict where it has changed."""
+        meta = (await self.get(kind, key))["metadata"]
+        owned = booked_as_apply(meta.get("managedFields") or [])
+        body = {"metadata": {"uid": uid, "resourceVersion": meta["resourceVersion"], "managedFields": owned}}
+        return await self._request("PATCH", kind.path(*key), {}, body, _MERGE)
 
     async def replace(self, kind: Kind, body: Body) -> Body:
         """Conflict where the object has changed since it was read."""

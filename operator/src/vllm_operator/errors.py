@@ -82,6 +82,10 @@ class Unavailable(ApiError):
     """429, 5xx, a timeout or no connection: the same request may pass later."""
 
 
+class MissingApi(OperatorError):
+    """The cluster does not serve a kind that a model needs."""
+
+
 class ForeignObject(OperatorError):
     """An object of the child's name exists and is not ours; it is never taken over."""
 

@@ -1,4 +1,4 @@
-"""All models, and which of them holds a short name.
+"""All models, and which of them holds a short name, its own or an adapter's.
 
 Models of one namespace share a name; between namespaces the oldest model's namespace holds it, ties broken
 by namespace and name. Only metadata and the names asked for or granted are looked at: an invalid model keeps
@@ -15,7 +15,21 @@ from vllm_operator.names import ModelKey
 
 
 def asked_names(body: Body) -> tuple[str, ...]:
-    """The short names of a model as it stands in the cluster, valid or not."""
+    """All short names of a model as it stands in the cluster, valid or not: its own, then its adapters'."""
+    return (*dict.fromkeys((*own_names(body), *adapter_names(body))),)
+
+
+def adapter_names(body: Body) -> tuple[str, ...]:
+    adapters = (body.get("spec") or {}).get("adapters")
+    found = (
+        [item.get("name") for item in adapters if isinstance(item, dict)]
+        if isinstance(adapters, list)
+        else []
+    )
+    return tuple(name for name in found if isinstance(name, str))
+
+
+def own_names(body: Body) -> tuple[str, ...]:
     asked = (body.get("spec") or {}).get("servedNames")
     if isinstance(asked, list) and asked and all(isinstance(name, str) for name in asked):
         return tuple(asked)
@@ -72,7 +86,14 @@ class Fleet:
         return concerned
 
     def granted(self, key: ModelKey) -> tuple[str, ...]:
-        return tuple(name for name in asked_names(self.models[key]) if self.holder(name)[0] == key.namespace)
+        """The model's own names, those that are held elsewhere left out."""
+        return self._held(key, own_names(self.models[key]))
+
+    def granted_adapters(self, key: ModelKey) -> tuple[str, ...]:
+        return self._held(key, adapter_names(self.models[key]))
+
+    def _held(self, key: ModelKey, wanted: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name for name in wanted if self.holder(name)[0] == key.namespace)
 
     def kept(self, key: ModelKey) -> tuple[str, ...]:
         """Of the names that the status grants, those that are still this namespace's."""

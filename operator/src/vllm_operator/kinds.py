@@ -21,8 +21,13 @@ class ObjectKey(NamedTuple):
 @dataclass(frozen=True)
 class Kind:
     """`metadata_only`: lists and watches ask for PartialObjectMetadata, so that no content is ever sent.
-
     https://kubernetes.io/docs/reference/using-api/api-concepts/#partialobjectmetadata
+
+    `fixed` are the fields of the spec that no API server lets change: they are only sent at creation, and
+    nothing that was sent then is taken away later.
+
+    `kept`: an object that is no longer wanted stays until its model is deleted. `optional`: a cluster may not
+    have the API.
     """
 
     api_version: str
@@ -30,6 +35,9 @@ class Kind:
     plural: str
     namespaced: bool = True
     metadata_only: bool = False
+    fixed: tuple[str, ...] = ()
+    kept: bool = False
+    optional: bool = False
 
     def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
         root = "/apis" if "/" in self.api_version else "/api"
@@ -41,6 +49,7 @@ class Kind:
 MODELS = Kind(names.API_VERSION, names.KIND, names.PLURAL)
 DEPLOYMENTS = Kind("apps/v1", "Deployment", "deployments")
 SERVICES = Kind("v1", "Service", "services")
+GROUPS = Kind("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet", "leaderworkersets", optional=True)
 BUDGETS = Kind("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
 NETWORK_POLICIES = Kind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
 PODS = Kind("v1", "Pod", "pods")
@@ -49,7 +58,15 @@ EVENTS = Kind("v1", "Event", "events")
 SECRETS = Kind("v1", "Secret", "secrets", metadata_only=True)
 AUTOSCALERS = Kind("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
 LEASES = Kind("coordination.k8s.io/v1", "Lease", "leases")
-CHILDREN = (SERVICES, DEPLOYMENTS, BUDGETS, NETWORK_POLICIES)
+CLAIMS = Kind(
+    "v1",
+    "PersistentVolumeClaim",
+    "persistentvolumeclaims",
+    fixed=("accessModes", "storageClassName"),
+    kept=True,
+)
+JOBS = Kind("batch/v1", "Job", "jobs", fixed=("template",))
+CHILDREN = (SERVICES, CLAIMS, JOBS, DEPLOYMENTS, GROUPS, BUDGETS, NETWORK_POLICIES)
 
 
 def child_kind(manifest: Mapping[str, Any]) -> Kind:
@@ -57,6 +74,14 @@ def child_kind(manifest: Mapping[str, Any]) -> Kind:
     return {(kind.api_version, kind.kind): kind for kind in CHILDREN}[
         manifest["apiVersion"], manifest["kind"]
     ]
+
+
+def changeable(kind: Kind, manifest: Body) -> Body:
+    """What of a manifest is applied to an object that exists."""
+    if not kind.fixed:
+        return manifest
+    spec = {name: value for name, value in manifest["spec"].items() if name not in kind.fixed}
+    return {**manifest, "spec": spec}
 
 
 def key_of(body: Mapping[str, Any]) -> ObjectKey:

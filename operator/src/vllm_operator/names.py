@@ -28,6 +28,8 @@ ANNOTATION_SECRET_VERSIONS = f"{GROUP}/secret-versions"  # of the pods: those th
 ANNOTATION_PAUSED = f"{GROUP}/paused"
 
 ENGINE = "engine"  # the container, the component, and the suffix of the children's names
+WORKER = "engine-worker"  # the component of the pods that a leader spreads its engine over
+PREFETCH = "prefetch"  # the component of the Job that downloads weights, and of its pod
 ENGINE_KEY_FIELD = "api-key"
 ENGINE_PORT = 8000
 ENGINE_PORT_NAME = "http"
@@ -52,6 +54,21 @@ def engine_name(model: str) -> str:
     return f"{model}-{ENGINE}"
 
 
+def group_name(model: str) -> str:
+    """The LeaderWorkerSet's name. Not engine_name: its controller makes a headless Service of that name."""
+    return f"{model}-nodes"
+
+
+def cache_name(model: str) -> str:
+    """The claim's name."""
+    return f"{model}-cache"
+
+
+def prefetch_name(model: str, key: str) -> str:
+    """The Job's name; `key` has eight characters and stands for what is downloaded."""
+    return f"{model}-prefetch-{key}"
+
+
 def engine_key_secret(model: str, engine_key: str) -> str:
     """Another key is another Secret, so that one never needs to be changed, nor read."""
     return f"{engine_name(model)}-{hashlib.sha256(engine_key.encode()).hexdigest()[:8]}"
@@ -62,9 +79,10 @@ def selector_labels(model: str) -> dict[str, str]:
     return {LABEL_MODEL: model, LABEL_COMPONENT: ENGINE}
 
 
-def labels(model: str, uid: str) -> dict[str, str]:
+def labels(model: str, uid: str, component: str = ENGINE) -> dict[str, str]:
     return {
         **selector_labels(model),
+        LABEL_COMPONENT: component,
         LABEL_MODEL_UID: uid,
         "app.kubernetes.io/name": "vllm-engine",
         "app.kubernetes.io/instance": model,

@@ -15,14 +15,24 @@ from vllm_operator.api.status import Reason, Status
 from vllm_operator.api.v1alpha1 import Metadata, VLLMModel
 from vllm_operator.children import Api, Children, ModelGone, refers_to
 from vllm_operator.clock import Clock
-from vllm_operator.errors import ApiError, Conflict, Forbidden, ForeignObject, Invalid, NotFound, SpecError
+from vllm_operator.errors import (
+    ApiError,
+    Conflict,
+    Forbidden,
+    ForeignObject,
+    Invalid,
+    MissingApi,
+    NotFound,
+    SpecError,
+)
 from vllm_operator.events import Event, Recorder, transitions
-from vllm_operator.kinds import DEPLOYMENTS, MODELS, Body, key_of
+from vllm_operator.kinds import MODELS, Body, key_of
 from vllm_operator.names import ModelKey
 from vllm_operator.observe import Refusal, Snapshot, observe, observe_refused, seconds_until_stalled
 from vllm_operator.observe.engine_log import scrub
-from vllm_operator.render import engine_key_manifest, render
+from vllm_operator.render import engine_key_manifest, held_back, render
 from vllm_operator.render.facts import Facts
+from vllm_operator.render.groups import WORKLOADS
 from vllm_operator.settings import Settings
 from vllm_operator.survey import Plan, Survey, split
 from vllm_operator.world import World
@@ -101,9 +111,9 @@ class Reconciler:
         try:
             if not model.paused:
                 await self._ensure_engine_key(model, plan)
-                repaired = await self._children.bring(meta, plan.wanted, plan.waiting)
+                repaired = await self._children.bring(meta, plan.wanted, (*plan.waiting, *plan.held))
                 await self._tell_repairs(meta, repaired)
-        except (ForeignObject, Forbidden, Invalid) as error:
+        except (ForeignObject, Forbidden, Invalid, MissingApi) as error:
             refusal = refusal_of(error)
         snapshot = self._survey.snapshot(model, plan, refusal or self._name_conflict(meta.key))
         now = self._clock.now()
@@ -130,9 +140,10 @@ class Reconciler:
         facts, trial = self._survey.facts(model, self._clock.now())
         manifests = render(model, self._settings, facts)
         key, upgrades = model.metadata.key, self._world.upgrades
-        if not starts_upgrade(manifests, facts) or model.paused:
+        held = held_back(model.spec, manifests, facts)
+        if held or model.paused or not starts_upgrade(manifests, facts):
             upgrades.forget(key)
-            return Plan(manifests, (), facts, trial)
+            return Plan(tuple(body for body in manifests if body not in held), (), facts, trial, tuple(held))
         return Plan(*split(manifests, waits=not upgrades.enter(key)), facts, trial)
 
     async def _ensure_engine_key(self, model: VLLMModel, plan: Plan) -> None:
@@ -140,10 +151,9 @@ class Reconciler:
         if not (key := self._engine_key(model.metadata)):
             return
         secret = engine_key_manifest(model, key)
-        if any(
-            refers_to(body, key_of(secret).name) for body in plan.wanted if body["kind"] == DEPLOYMENTS.kind
-        ):
-            await self._children.ensure_engine_key(model.metadata, secret)
+        if plan.workload in plan.wanted and refers_to(plan.workload, key_of(secret).name):
+            live = self._survey.workload(model)
+            await self._children.ensure_engine_key(model.metadata, secret, live)
 
     async def _tell_repairs(self, meta: Metadata, repaired: tuple[str, ...]) -> None:
         for text in repaired:
@@ -157,9 +167,8 @@ class Reconciler:
         ]
         if not denied:
             return None
-        return Refusal(
-            Reason.NAME_CONFLICT, f"{'; '.join(denied)}. Ask for {key}, or change spec.servedNames"
-        )
+        instead = f"Ask for {key} ({key}:<adapter> for an adapter), or change the name"
+        return Refusal(Reason.NAME_CONFLICT, f"{'; '.join(denied)}. {instead}")
 
     async def _write(self, meta: Metadata, before: Status, after: Status) -> Status:
         """Only when something in it changes. A model that is gone needs no status. Returns what stands."""
@@ -188,17 +197,23 @@ class Reconciler:
 
 def starts_upgrade(manifests: Iterable[Body], facts: Facts) -> bool:
     """Whether applying these would replace serving pods without an edit."""
-    deployment = next(body for body in manifests if body["kind"] == DEPLOYMENTS.kind)
-    annotations, live = deployment["metadata"]["annotations"], facts.live
+    workload = next(body for body in manifests if body["kind"] in WORKLOADS)
+    annotations, live = workload["metadata"]["annotations"], facts.live
     marked = annotations.get(names.ANNOTATION_UPGRADE)
     template_hash = annotations[names.ANNOTATION_TEMPLATE_HASH]
     return live is not None and facts.unedited and marked == template_hash != live.template_hash
 
 
-def refusal_of(error: ForeignObject | ApiError) -> Refusal:
+def refusal_of(error: ForeignObject | MissingApi | ApiError) -> Refusal:
     """What the API server, or the absence of a takeover, means for the model."""
     if isinstance(error, ForeignObject):
         return Refusal(Reason.CHILD_CONFLICT, str(error))
+    if isinstance(error, MissingApi):
+        return Refusal(
+            Reason.MISSING_API,
+            f"spec.nodes needs the {error} API, which this cluster does not have: install it "
+            "(https://lws.sigs.k8s.io/docs/installation/), and within a minute it is taken up by itself",
+        )
     words = scrub(error.message)  # a 422 quotes the value that it refuses
     if isinstance(error, Invalid):
         return Refusal(Reason.INVALID_SPEC, f"the API server refuses it: {words}")

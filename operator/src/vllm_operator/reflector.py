@@ -15,7 +15,7 @@ from typing import Protocol
 from vllm_operator.backoff import Backoff
 from vllm_operator.clock import Clock
 from vllm_operator.cluster import Listing, WatchEvent
-from vllm_operator.errors import ApiError, Forbidden, Gone
+from vllm_operator.errors import ApiError, Forbidden, Gone, NotFound
 from vllm_operator.kinds import Body, Kind, ObjectKey, key_of, uid_of, version_of
 
 log = logging.getLogger(__name__)
@@ -77,6 +77,8 @@ class Reflector:
                 await self._clock.sleep(PAUSE_SECONDS)
             except Forbidden as error:
                 await self._without_right(error)
+            except NotFound as error:
+                await self._without_api(error)
             except ApiError as error:
                 self._failures += 1
                 self.last_activity = self._clock.monotonic()
@@ -91,6 +93,16 @@ class Reflector:
         self._told = True
         self.last_activity = self._clock.monotonic()
         await self._clock.sleep(OPTIONAL_RETRY_SECONDS if self._optional else self._backoff.cap)
+
+    async def _without_api(self, error: NotFound) -> None:
+        """A kind that the cluster does not serve has no objects; it may come while we run."""
+        if not self.kind.optional:
+            log.warning("watch failed", extra={"kind": self.kind.kind, "code": 404, "error": error.message})
+        else:
+            self._replace([])
+            self.synced.set()
+        self.last_activity = self._clock.monotonic()
+        await self._clock.sleep(self._backoff.cap)
 
     def note(self, body: Body) -> None:
         """Puts in what a write of ours answered, so that its echo is no change.

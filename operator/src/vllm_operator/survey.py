@@ -8,13 +8,16 @@ from dataclasses import dataclass, replace
 
 from vllm_operator import names
 from vllm_operator.api.v1alpha1 import Metadata, VLLMModel
-from vllm_operator.kinds import DEPLOYMENTS, Body, ObjectKey
+from vllm_operator.kinds import CLAIMS, DEPLOYMENTS, GROUPS, JOBS, Body, ObjectKey, key_of
 from vllm_operator.observe import Refusal, Snapshot
 from vllm_operator.observe.failure import Trial, judge
 from vllm_operator.observe.fit import gpu_shortage, memory_shortage
 from vllm_operator.observe.pods import is_ready
 from vllm_operator.render.annotations import live_deployment
+from vllm_operator.render.claim import live_claim
 from vllm_operator.render.facts import Facts, ImagePin, LiveDeployment, Node
+from vllm_operator.render.groups import WORKLOADS, pod_template_of
+from vllm_operator.render.prefetch import live_job
 from vllm_operator.render.scheduling import gpu_resource
 from vllm_operator.render.secrets import referenced
 from vllm_operator.settings import Settings
@@ -29,20 +32,22 @@ class Plan:
     waiting: tuple[Body, ...]
     facts: Facts
     trial: Trial
+    held: tuple[Body, ...] = ()  # until weights have been fetched
 
     @property
-    def deployment(self) -> Body:
-        """The Deployment as it is to be, now or later."""
-        return next(body for body in (*self.waiting, *self.wanted) if body["kind"] == DEPLOYMENTS.kind)
+    def workload(self) -> Body:
+        """What makes the pods, as it is to be, now or later."""
+        every = (*self.waiting, *self.held, *self.wanted)
+        return next(body for body in every if body["kind"] in WORKLOADS)
 
     @property
     def steps_aside(self) -> bool:
         """Whether pods end before others begin, for want of room; not where those have failed anyway."""
-        annotations, live = self.deployment["metadata"]["annotations"], self.facts.live
+        annotations, live = self.workload["metadata"]["annotations"], self.facts.live
         changed = live is not None and live.template_hash != annotations[names.ANNOTATION_TEMPLATE_HASH]
         return (
             changed
-            and not self.waiting
+            and self.workload in self.wanted
             and self.trial.failed is None
             and names.ANNOTATION_ROLLOUT in annotations
         )
@@ -56,7 +61,9 @@ class Survey:
 
     def facts(self, model: VLLMModel, now: datetime.datetime) -> tuple[Facts, Trial]:
         status = model.status
-        live = live_deployment(self._deployment(model))
+        claim = ObjectKey(model.metadata.namespace, names.cache_name(model.metadata.name))
+        owned = self._world.owned_children(model.metadata.key, model.metadata.uid)
+        live = live_deployment(self.workload(model))
         read = self._read(model)
         trial = judge(model, live, replace(read, template_hash=live.template_hash if live else ""), now)
         facts = Facts(
@@ -68,15 +75,17 @@ class Survey:
             and any(map(is_ready, read.pods)),
             secrets=self._world.surroundings.secrets(model.metadata.namespace),
             engine_key=self._engine_key(model.metadata),
+            claim=live_claim(self._world.child(CLAIMS, claim)),
+            jobs={key_of(body).name: live_job(body) for kind, body in owned if kind is JOBS},
         )
         return facts, trial
 
     def snapshot(self, model: VLLMModel, plan: Plan, refusal: Refusal | None) -> Snapshot:
         """After the children were brought."""
-        deployed = plan.deployment
-        template = deployed["spec"]["template"]
+        deployed = plan.workload
+        template = pod_template_of(deployed)
         self._world.surroundings.follow(model.metadata.key, referenced(template["spec"]))
-        live = live_deployment(self._deployment(model))
+        live = live_deployment(self.workload(model))
         runs = template["metadata"]["annotations"][names.ANNOTATION_TEMPLATE_HASH]
         if plan.waiting and live is not None:
             runs = live.template_hash
@@ -85,6 +94,8 @@ class Survey:
             template_hash=runs,
             image=template["spec"]["containers"][0]["image"],
             granted=self.granted(model, refusal),
+            adapters=self._world.fleet.granted_adapters(model.metadata.key),
+            prefetch=self._prefetching(model) if _waits_for_weights(plan) else None,
             refusal=refusal,
             fit=self._fit(model, template["spec"], plan.facts.nodes),
             advice=self._advice(model, template["spec"], plan.facts.nodes),
@@ -103,15 +114,22 @@ class Survey:
             return self._world.fleet.kept(key)
         return self._world.fleet.granted(key)
 
-    def _deployment(self, model: VLLMModel) -> Body | None:
-        key = model.metadata.key
-        return self._world.child(DEPLOYMENTS, ObjectKey(key.namespace, names.engine_name(key.name)))
+    def workload(self, model: VLLMModel) -> Body | None:
+        """The live object that makes the pods."""
+        namespace, name = model.metadata.key
+        if model.spec.nodes > 1:
+            return self._world.child(GROUPS, ObjectKey(namespace, names.group_name(name)))
+        return self._world.child(DEPLOYMENTS, ObjectKey(namespace, names.engine_name(name)))
+
+    def _prefetching(self, model: VLLMModel) -> tuple[Body, ...]:
+        return self._world.pods(model.metadata.key, model.metadata.uid, names.PREFETCH)
 
     def _read(self, model: VLLMModel) -> Snapshot:
         pods = self._world.pods(model.metadata.key, model.metadata.uid)
         return Snapshot(
-            deployment=self._deployment(model),
+            deployment=self.workload(model),
             pods=pods,
+            workers=self._world.pods(model.metadata.key, model.metadata.uid, names.WORKER),
             gpu_resource=gpu_resource(model.spec, self._settings),
             warnings=self._world.surroundings.warnings(pods),
         )
@@ -130,6 +148,10 @@ class Survey:
             return ""
         resource = gpu_resource(model.spec, self._settings)
         return memory_shortage(pod, resource, model.spec.gpu_count, str(needed), nodes)
+
+
+def _waits_for_weights(plan: Plan) -> bool:
+    return any(body["kind"] in WORKLOADS for body in plan.held)
 
 
 def _way_back(model: VLLMModel, live: LiveDeployment | None, runs: str) -> int:

@@ -27,18 +27,12 @@ from vllm_operator.kinds import (
     key_of,
 )
 from vllm_operator.names import ModelKey
+from vllm_operator.ownership import slimmed
 from vllm_operator.reflector import Change, Reflector, Source
 from vllm_operator.render.facts import Holder, Node
 from vllm_operator.settings import Settings
 from vllm_operator.surroundings import Surroundings
 from vllm_operator.upgrades import Upgrades
-
-
-def without_managed_fields(body: Body) -> Body:
-    return {
-        **body,
-        "metadata": {key: value for key, value in body["metadata"].items() if key != "managedFields"},
-    }
 
 
 class World:
@@ -70,7 +64,7 @@ class World:
                     functools.partial(self._child_changed, kind),
                     namespace=scope,
                     selector=ours,
-                    project=without_managed_fields,
+                    project=slimmed,
                 )
             self._reflectors[PODS, scope] = Reflector(
                 source,
@@ -114,10 +108,10 @@ class World:
             if is_controlled_by(body, uid)
         ]
 
-    def pods(self, key: ModelKey, uid: str) -> tuple[Body, ...]:
+    def pods(self, key: ModelKey, uid: str, component: str = names.ENGINE) -> tuple[Body, ...]:
         """Those of this very model, and not of one that had its name before."""
-        found = self._pods.of(key)
-        return tuple(body for body in found if body["metadata"]["labels"].get(names.LABEL_MODEL_UID) == uid)
+        wanted = {names.LABEL_MODEL_UID: uid, names.LABEL_COMPONENT: component}.items()
+        return tuple(body for body in self._pods.of(key) if wanted <= body["metadata"]["labels"].items())
 
     def nodes(self) -> tuple[Node, ...] | None:
         """None where they are not counted, or the right to list them is missing."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _OWN = "the operator sets it"
 _PLAIN_HTTP = "the gateway speaks plain HTTP to the engine"
-_ONE_POD = "use engine.tensorParallelSize and engine.pipelineParallelSize"
+_NODES = "use spec.nodes"
 
 # Flag -> what to use instead. Booleans are listed with their `--no-` form.
 MANAGED = {
@@ -29,7 +29,7 @@ MANAGED = {
     "--port": _OWN,
     "--uds": _OWN,
     "--root-path": _OWN,
-    "--headless": _ONE_POD,
+    "--headless": _NODES,
     "--revision": "use source.huggingFace.revision",
     "--hf-token": "use source.huggingFace.tokenSecret; an argument could be read by everyone",
     "--api-key": "the gateway checks keys; an argument could be read by everyone",
@@ -46,10 +46,12 @@ MANAGED = {
     "-pp": "use engine.pipelineParallelSize",
     "--data-parallel-size": "use spec.replicas",
     "-dp": "use spec.replicas",
-    "--nnodes": _ONE_POD,
-    "--node-rank": _ONE_POD,
-    "--master-addr": _ONE_POD,
-    "--master-port": _ONE_POD,
+    "--nnodes": _NODES,
+    "-n": _NODES,
+    "--node-rank": _NODES,
+    "-r": _NODES,
+    "--master-addr": _NODES,
+    "--master-port": _NODES,
     "--kv-cache-dtype": "use engine.kvCacheDtype",
     "--max-num-seqs": "use engine.maxNumSeqs",
     "--enable-prefix-caching": "use engine.prefixCaching",
@@ -58,6 +60,11 @@ MANAGED = {
     "--no-enable-auto-tool-choice": "use engine.toolCallParser",
     "--tool-call-parser": "use engine.toolCallParser",
     "--reasoning-parser": "use engine.reasoningParser",
+    "--enable-lora": "use spec.adapters",
+    "--no-enable-lora": "use spec.adapters",
+    "--lora-modules": "use spec.adapters",
+    "--max-loras": "use engine.maxLoras",
+    "--max-lora-rank": "use engine.maxLoraRank",
     "--trust-remote-code": "use engine.trustRemoteCode",
     "--no-trust-remote-code": "use engine.trustRemoteCode",
     "--allowed-media-domains": "use engine.allowedMediaDomains",
@@ -69,6 +76,8 @@ MANAGED = {
     "--enable-ssl-refresh": _PLAIN_HTTP,
     "--no-enable-ssl-refresh": _PLAIN_HTTP,
 }
+
+SHORT = tuple(flag for flag in MANAGED if not flag.startswith("--"))
 
 # Flag that vLLM 0.32 no longer has -> what became of it. Its parser ends with exit code 2 on each.
 REMOVED = {
@@ -143,7 +152,7 @@ def _glued(flag: str) -> str | None:
     """`-tp2` is `-tp 2` for argparse; a longer short flag (`-dpl`) wins over a shorter one (`-dp`)."""
     if flag.startswith("--") or flag in FLAGS:
         return None
-    meant = next((managed for managed in ("-tp", "-pp", "-dp", "-q") if flag.startswith(managed)), None)
+    meant = next((managed for managed in SHORT if flag.startswith(managed)), None)
     return meant and f"{flag} sets {meant}, which is managed by the operator: {MANAGED[meant]}"
 
 

@@ -31,7 +31,7 @@ class Gpu(Section):
     count: Annotated[int, Field(ge=0, le=64)] | None = Field(
         None,
         description="Devices per pod; 0 hides every GPU from it. Default: tensorParallelSize times "
-        "pipelineParallelSize, and 0 for device cpu.",
+        "pipelineParallelSize divided by nodes, and 0 for device cpu.",
     )
     product: LabelValue | None = Field(
         None,

@@ -29,6 +29,7 @@ class Reason(StrEnum):
     FOREIGN_AUTOSCALER = "ForeignAutoscaler"
     STARTING = "Starting"
     PULLING = "Pulling"
+    DOWNLOADING = "Downloading"
     LOADING = "Loading"
     DRAINING = "Draining"
     UNSCHEDULABLE = "Unschedulable"
@@ -39,12 +40,14 @@ class Reason(StrEnum):
     ENGINE_ERROR = "EngineError"
     WRONG_FLAG = "WrongFlag"
     MODEL_ACCESS_DENIED = "ModelAccessDenied"
+    DOWNLOAD_FAILED = "DownloadFailed"
     INVALID_SPEC = "InvalidSpec"
     NAME_CONFLICT = "NameConflict"
     CHILD_CONFLICT = "ChildConflict"
     MISSING_SECRET = "MissingSecret"  # noqa: S105
     MISSING_CONFIG_MAP = "MissingConfigMap"
     MISSING_VOLUME = "MissingVolume"
+    MISSING_API = "MissingAPI"
     QUOTA_EXCEEDED = "QuotaExceeded"
     API_ERROR = "APIError"
 
@@ -63,6 +66,7 @@ DESCRIPTIONS: dict[Reason, str] = {
     "operator's. Let it target the VLLMModel.",
     Reason.STARTING: "The pods are being made.",
     Reason.PULLING: "The node pulls the image or mounts the volumes.",
+    Reason.DOWNLOADING: "The prefetch Job downloads the weights; the message says how much, since when.",
     Reason.LOADING: "The engine loads the weights; the message says since when.",
     Reason.DRAINING: "The last streams end in pods that are to go.",
     Reason.UNSCHEDULABLE: "No node fits; the message is the scheduler's own.",
@@ -75,12 +79,15 @@ DESCRIPTIONS: dict[Reason, str] = {
     Reason.WRONG_FLAG: "vLLM refuses its command line: mend engine.extraArgs, or the flag's field.",
     Reason.MODEL_ACCESS_DENIED: "Hugging Face does not give the model out: check spec.model, the token in "
     "source.huggingFace.tokenSecret, and that its account has accepted the model's terms.",
+    Reason.DOWNLOAD_FAILED: "The prefetch Job cannot get the weights; the message says why: the token, the "
+    "name, the revision, or the room in the cache. It tries again by itself.",
     Reason.INVALID_SPEC: "A field is wrong; the message says how to mend it. What runs is left as it is.",
     Reason.NAME_CONFLICT: "An older model of another namespace holds a short name; <namespace>/<name> works.",
     Reason.CHILD_CONFLICT: "An object of the child's name exists that this model does not own.",
     Reason.MISSING_SECRET: "A Secret that the pods refer to is not there, or lacks the key.",
     Reason.MISSING_CONFIG_MAP: "A ConfigMap that the pods refer to is not there, or lacks the key.",
     Reason.MISSING_VOLUME: "A PersistentVolumeClaim that the pods refer to is not there.",
+    Reason.MISSING_API: "The cluster lacks an API that the model needs; the message says how to install it.",
     Reason.QUOTA_EXCEEDED: "A quota, a LimitRange or an admission policy refuses an object or its pods.",
     Reason.API_ERROR: "The API server refused or could not be reached; the operator tries again by itself.",
 }
@@ -127,6 +134,12 @@ class Status(Section):
     )
     served_names: tuple[Annotated[str, Field(max_length=128)], ...] = Field(
         (), max_length=16, description="Short names granted to this model; the gateway routes no others."
+    )
+    adapters: tuple[Annotated[str, Field(max_length=128)], ...] = Field(
+        (),
+        max_length=32,
+        description="Names granted to this model's adapters, routed like servedNames; each is also reachable "
+        "as <namespace>/<model>:<adapter>.",
     )
     endpoint: Annotated[str, Field(max_length=253)] = Field(
         "", description="The engine's Service, inside the cluster."

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, ConfigDict, Field
 
 from vllm_operator import names
+from vllm_operator.api.adapters import Adapter
+from vllm_operator.api.cache import Cache
 from vllm_operator.api.engine import Engine
 from vllm_operator.api.placement import Gpu, ResourceClaim, Resources, Scheduling
 from vllm_operator.api.pod_template import PodTemplate
@@ -24,17 +26,24 @@ from vllm_operator.api.values import (
     ProfileName,
     Rule,
     Section,
+    ServedName,
     duration_rule,
     seconds,
     text,
 )
 
-FULL_NAME_PATTERN = f"^{DNS_LABEL}/[a-z]([-a-z0-9]*[a-z0-9])?$"
+# What the gateway reads as a model by its full name, or as one of its adapters.
+FULL_NAME_PATTERN = f"^{DNS_LABEL}/[a-z]([-a-z0-9]*[a-z0-9])?(:.*)?$"
 
 
 def _unique(items: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(items)) != len(items):
         raise ValueError("must not name the same twice")
+    return items
+
+
+def _unique_adapters(items: tuple[Adapter, ...]) -> tuple[Adapter, ...]:
+    _unique(tuple(item.name for item in items))
     return items
 
 
@@ -46,9 +55,7 @@ class ImagePullSecret(Section):
 
 def _gpus_match(spec: Spec) -> bool:
     wanted = spec.gpu.count
-    return (
-        wanted in (None, 0) or wanted == spec.engine.tensor_parallel_size * spec.engine.pipeline_parallel_size
-    )
+    return wanted in (None, 0) or wanted * spec.nodes == spec.all_gpus
 
 
 def _path_fits_source(spec: Spec) -> bool:
@@ -76,6 +83,16 @@ _HUB = (
 )
 
 
+_DOWNLOADS = (
+    "!has(self.cache) || !has(self.source) || has(self.source.huggingFace)"
+    " || (has(self.adapters) && self.adapters.exists(item, has(item.source.huggingFace)))"
+)
+_SHARED = (
+    "!has(self.cache) || (has(self.cache.accessModes)"
+    " && self.cache.accessModes.exists(mode, mode == 'ReadWriteMany'))"
+)
+
+
 class Spec(Section):
     """What a person asks for."""
 
@@ -83,9 +100,7 @@ class Spec(Section):
         description="Hugging Face id such as meta-llama/Llama-3.1-8B-Instruct, or a path "
         "where the weights are in a folder."
     )
-    served_names: Annotated[
-        tuple[Annotated[str, text(128, r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$")], ...], AfterValidator(_unique)
-    ] = Field(
+    served_names: Annotated[tuple[ServedName, ...], AfterValidator(_unique)] = Field(
         (),
         max_length=16,
         description="Short names by which callers ask for the model; <namespace>/<name> always works. "
@@ -109,6 +124,11 @@ class Spec(Section):
     )
     engine: Engine = Field(Engine(), description="vLLM's own settings.")
     gpu: Gpu = Field(Gpu(), description="The GPUs of each pod.")
+    nodes: Annotated[int, Field(ge=1, le=64)] = Field(
+        1,
+        description="Nodes that one replica is spread over, each with gpu.count GPUs. Several need the "
+        "LeaderWorkerSet API in the cluster: https://lws.sigs.k8s.io.",
+    )
     resources: Resources = Field(Resources(), description="CPU and memory of the engine's container.")
     resource_claims: tuple[ResourceClaim, ...] = Field(
         (),
@@ -121,6 +141,15 @@ class Spec(Section):
         description="Pods that serve the model; `kubectl scale` sets it. Default: 1. Not with autoscaling.",
     )
     autoscaling: Autoscaling | None = Field(None, description="Replicas by load. Not with replicas.")
+    adapters: Annotated[tuple[Adapter, ...], AfterValidator(_unique_adapters)] = Field(
+        (),
+        max_length=32,
+        description="LoRA adapters that each pod serves beside the model, each by its own name.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    cache: Cache | None = Field(
+        None, description="Keep what is downloaded on a volume, so that new pods start without a download."
+    )
     start_timeout: Duration | None = Field(
         None,
         description="How long a pod may take from its start to serving, download included. Default: 30m.",
@@ -134,11 +163,19 @@ class Spec(Section):
 
     rules = (
         Rule(
-            f"!has(self.gpu) || !has(self.gpu.count) || self.gpu.count == 0 || self.gpu.count == {_PARALLEL}",
-            "must be engine.tensorParallelSize times engine.pipelineParallelSize (or 0 for none): "
-            "set engine.tensorParallelSize to the number of GPUs, or leave gpu.count out",
+            "!has(self.gpu) || !has(self.gpu.count) || self.gpu.count == 0"
+            f" || self.gpu.count * self.?nodes.orValue(1) == {_PARALLEL}",
+            "must be engine.tensorParallelSize times engine.pipelineParallelSize (or 0 for none), divided by "
+            "nodes: set engine.tensorParallelSize to the number of GPUs, or leave gpu.count out",
             _gpus_match,
             ".gpu.count",
+        ),
+        Rule(
+            f"!has(self.nodes) || ({_PARALLEL}) % self.nodes == 0",
+            "must divide engine.tensorParallelSize times engine.pipelineParallelSize: each node has an equal "
+            "share of the GPUs",
+            lambda spec: spec.all_gpus % spec.nodes == 0,
+            ".nodes",
         ),
         Rule(
             "!(has(self.replicas) && has(self.autoscaling))",
@@ -182,6 +219,49 @@ class Spec(Section):
             lambda spec: not any(re.search(FULL_NAME_PATTERN, name) for name in spec.served_names),
             ".servedNames",
         ),
+        Rule(
+            f"!has(self.adapters) || self.adapters.all(item, !item.name.matches('{FULL_NAME_PATTERN}'))",
+            "names must not look like <namespace>/<name>, which could be another model's",
+            lambda spec: not any(re.search(FULL_NAME_PATTERN, item.name) for item in spec.adapters),
+            ".adapters",
+        ),
+        Rule(
+            "!has(self.adapters) || !has(self.servedNames)"
+            " || self.adapters.all(item, !(item.name in self.servedNames))",
+            "must have names of their own, not one of servedNames",
+            lambda spec: not {item.name for item in spec.adapters} & set(spec.served_names),
+            ".adapters",
+        ),
+        Rule(
+            "!has(self.engine) || !(has(self.engine.maxLoras) || has(self.engine.maxLoraRank))"
+            " || (has(self.adapters) && self.adapters.size() > 0)",
+            "maxLoras and maxLoraRank are for adapters: name some in spec.adapters",
+            lambda spec: spec.adapters or (spec.engine.max_loras or spec.engine.max_lora_rank) is None,
+            ".engine",
+        ),
+        Rule(
+            _DOWNLOADS,
+            "keeps what is downloaded from the Hugging Face Hub, and nothing is: leave it out",
+            lambda spec: spec.cache is None or spec.downloads,
+            ".cache",
+        ),
+        Rule(
+            f"{_SHARED} || ((!has(self.replicas) || self.replicas <= 1)"
+            " && (!has(self.autoscaling) || self.autoscaling.maxReplicas <= 1)"
+            " && (!has(self.nodes) || self.nodes == 1))",
+            "a ReadWriteOnce claim is mounted by one node at a time: set accessModes to [ReadWriteMany], or "
+            "have at most one replica on one node",
+            lambda spec: spec.mounts_anywhere or spec.most_replicas * spec.nodes <= 1,
+            ".cache",
+        ),
+        Rule(
+            f"{_SHARED} || !has(self.rollout) || !has(self.rollout.strategy)"
+            " || self.rollout.strategy != 'Surge'",
+            "Surge starts a second pod, and a ReadWriteOnce cache is mounted by one node at a time: set "
+            "cache.accessModes to [ReadWriteMany], or strategy to Auto",
+            lambda spec: spec.mounts_anywhere or spec.rollout.strategy != "Surge",
+            ".rollout.strategy",
+        ),
         duration_rule("startTimeout", "10s", "24h"),
     )
 
@@ -192,12 +272,36 @@ class Spec(Section):
         return self.engine.device
 
     @property
+    def downloads(self) -> bool:
+        """Whether the engine gets anything from the Hugging Face Hub."""
+        hub = (self.source.hugging_face, *(item.source.hugging_face for item in self.adapters))
+        return any(source is not None for source in hub)
+
+    @property
+    def prefetches(self) -> bool:
+        return self.cache is not None and self.cache.prefetch
+
+    @property
+    def mounts_anywhere(self) -> bool:
+        """Whether nothing binds the pods to the node where another one runs."""
+        return self.cache is None or self.cache.is_shared
+
+    @property
+    def most_replicas(self) -> int:
+        return self.autoscaling.max_replicas if self.autoscaling is not None else self.wanted_replicas
+
+    @property
     def gpu_count(self) -> int:
         """Devices per pod, those of resourceClaims not counted."""
         if self.gpu.count is not None:
             return self.gpu.count
         if self.device == "cpu" or self.resource_claims:
             return 0
+        return self.all_gpus // self.nodes
+
+    @property
+    def all_gpus(self) -> int:
+        """Of one replica, as its parallelism asks for them."""
         return self.engine.tensor_parallel_size * self.engine.pipeline_parallel_size
 
     @property
@@ -252,12 +356,23 @@ class VLLMModel(Section):
             "a Service is named after it",
             lambda model: re.search(names.NAME_PATTERN, model.metadata.name) is not None,
         ),
+        Rule(
+            "!has(self.spec.adapters) || self.spec.adapters.all(item, item.name != self.metadata.name)",
+            "must have names of their own: metadata.name is the model's",
+            lambda model: model.metadata.name not in model.adapter_names,
+            ".spec.adapters",
+        ),
     )
 
     @property
     def served_names(self) -> tuple[str, ...]:
         """The short names asked for."""
         return self.spec.served_names or (self.metadata.name,)
+
+    @property
+    def adapter_names(self) -> tuple[str, ...]:
+        """The short names asked for its adapters."""
+        return tuple(item.name for item in self.spec.adapters)
 
     @property
     def paused(self) -> bool:

@@ -26,6 +26,7 @@ from vllm_operator.observe.pods import (
     uid,
     worst,
 )
+from vllm_operator.observe.prefetch import prefetch_finding
 from vllm_operator.render.facts import RolledBack
 
 __all__ = ["Refusal", "Snapshot", "observe", "observe_refused", "seconds_until_stalled"]
@@ -36,6 +37,7 @@ _STALLED_AT_ONCE = {
     Reason.MISSING_VOLUME,
     Reason.QUOTA_EXCEEDED,
     Reason.WRONG_FLAG,
+    Reason.DOWNLOAD_FAILED,
 }
 _STALLED_LATE = {
     Reason.IMAGE_PULL_FAILED,
@@ -64,7 +66,8 @@ class Refusal:
 class Snapshot:
     """What was read of one model's children, and what was decided for it.
 
-    `pods` are all pods with the model's label, `warnings` the kubelet's last words about them, by uid.
+    `pods` are the model's engines, `workers` the pods that they are spread over, `warnings` the kubelet's
+    last words about them, by uid; `prefetch` are those of the Job that they wait for, None for none.
     `template_hash` is that of the pod template that is to run: of the wanted one, unless `rolled_back` says
     why that is not so. `way_back` is the generation that comes back if the wanted one fails, 0 for none.
     `fit` is why no node has the GPUs, as far as is known, `advice` what a person had better know although
@@ -79,6 +82,7 @@ class Snapshot:
     image: str = ""
     gpu_resource: str = "nvidia.com/gpu"
     granted: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
     refusal: Refusal | None = None
     fit: str = ""
     advice: str = ""
@@ -88,6 +92,8 @@ class Snapshot:
     way_back: int = 0
     upgrade_pending: bool = False
     autoscaler: str = ""
+    prefetch: tuple[Body, ...] | None = None
+    workers: tuple[Body, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,8 @@ def observe(model: VLLMModel, snapshot: Snapshot, now: datetime.datetime) -> Sta
     facts = {
         "image": snapshot.image,
         "image_default_for": "" if model.spec.image else model.spec.device,
-        "gpus": model.spec.gpu_count * model.spec.wanted_replicas,
+        "gpus": model.spec.gpu_count * model.spec.nodes * model.spec.wanted_replicas,
+        "adapters": snapshot.adapters,
         "last_served": _last_served(model, snapshot),
     }
     return status.model_copy(update=facts)
@@ -194,7 +201,7 @@ def _verdict(model: VLLMModel, snapshot: Snapshot, now: datetime.datetime) -> _V
         return _scaled_to_zero(snapshot)
     if len(current) >= wanted and len(alive) == len(current) == wanted:
         return _Verdict(True, Reason.SERVING, f"{wanted} of {wanted} replicas serve")
-    finding = _progress(snapshot, alive)
+    finding = _progress(snapshot, alive) if snapshot.prefetch is None else prefetch_finding(snapshot.prefetch)
     tried = _seconds_tried(snapshot, now)
     late = finding.reason in _STALLED_LATE and tried >= model.spec.start_seconds
     # Where the last good spec comes back by itself, no person is needed yet.
@@ -211,12 +218,19 @@ def _verdict(model: VLLMModel, snapshot: Snapshot, now: datetime.datetime) -> _V
 def _scaled_to_zero(snapshot: Snapshot) -> _Verdict:
     draining = len(snapshot.pods)
     progress = Finding(Reason.DRAINING, f"{draining} pods end") if draining else None
+    if snapshot.prefetch is not None:
+        progress = prefetch_finding(snapshot.prefetch)
     return _Verdict(True, Reason.SCALED_TO_ZERO, "no replica is wanted", progress)
 
 
 def _progress(snapshot: Snapshot, alive: list[Body]) -> Finding:
     """What keeps the current spec from serving. Pods of an older one are not asked: they are to go."""
     current = [pod for pod in alive if template_hash(pod) == snapshot.template_hash]
+    current += [
+        pod
+        for pod in snapshot.workers
+        if not is_terminating(pod) and template_hash(pod) == snapshot.template_hash
+    ]
     found = [
         pod_finding(pod, snapshot.gpu_resource, snapshot.warnings.get(uid(pod), ""))
         for pod in current
@@ -245,7 +259,8 @@ def _in_place(snapshot: Snapshot) -> str:
 
 def _seconds_tried(snapshot: Snapshot, now: datetime.datetime) -> float:
     """Since the oldest pod of the current spec that does not serve was made."""
-    waiting = [pod for pod in snapshot.pods if not is_ready(pod) and not is_terminating(pod)]
+    pods = snapshot.pods if snapshot.prefetch is None else snapshot.prefetch
+    waiting = [pod for pod in pods if not is_ready(pod) and not is_terminating(pod)]
     times = [made for pod in waiting if (made := created(pod)) is not None]
     return (now - min(times)).total_seconds() if times else 0.0
 

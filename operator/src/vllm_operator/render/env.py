@@ -6,10 +6,11 @@ from vllm_operator import names
 from vllm_operator.api.source import S3Source, SecretKey
 from vllm_operator.api.v1alpha1 import Spec
 from vllm_operator.render.facts import Manifest
-from vllm_operator.render.storage import HOME
+from vllm_operator.render.storage import CACHE, HOME
 
 # vLLM closes idle connections after 5 s by default; the gateway's pool must be the one that closes first.
 KEEP_ALIVE_SECONDS = 75
+HF_HOME = f"{CACHE}/huggingface"
 
 
 def engine_env(spec: Spec, key_secret: str = "") -> list[Manifest]:
@@ -24,13 +25,17 @@ def engine_env(spec: Spec, key_secret: str = "") -> list[Manifest]:
     if hub is not None and hub.token_secret is not None:
         made["HF_TOKEN"] = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": _secret_key(hub.token_secret)}}
     made |= _bucket_env(spec.source.s3)
+    if spec.nodes > 1:  # what the nodes tell each other; by itself vLLM asks its default route
+        address = {"fieldRef": {"fieldPath": "status.podIP"}}
+        made["VLLM_HOST_IP"] = {"name": "VLLM_HOST_IP", "valueFrom": address}
     for item in spec.engine.env:
         made[item.name] = item.model_dump(by_alias=True, exclude_none=True)
     return list(made.values())
 
 
 def _literals(spec: Spec) -> dict[str, str]:
-    offline = {"HF_HUB_OFFLINE": "1"} if spec.source.hugging_face is None else {}
+    offline = {} if spec.downloads and not spec.prefetches else {"HF_HUB_OFFLINE": "1"}
+    kept = {"HF_HOME": HF_HOME, "VLLM_CACHE_ROOT": f"{CACHE}/vllm"} if spec.cache is not None else {}
     hidden = {"NVIDIA_VISIBLE_DEVICES": "void"} if spec.gpu_count == 0 and not spec.resource_claims else {}
     return {
         "HOME": HOME,
@@ -40,6 +45,7 @@ def _literals(spec: Spec) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        **kept,
         **offline,
         **hidden,
     }

@@ -78,8 +78,27 @@ class ImagePin:
 
 
 @dataclass(frozen=True)
+class LiveClaim:
+    """A cache's claim as it stands. `created` is a timestamp; `least` the smallest size it can ask for."""
+
+    created: str
+    storage_class: str
+    access_modes: tuple[str, ...]
+    least: str
+
+
+@dataclass(frozen=True)
+class LiveJob:
+    """A prefetch Job: of which pod template it was made, and whether it has done its work."""
+
+    created: str
+    template_hash: str
+    is_complete: bool
+
+
+@dataclass(frozen=True)
 class Facts:
-    """`nodes` is None where the operator may not list nodes or does not count GPUs.
+    """`nodes` is None where the operator may not list nodes or does not count GPUs. `jobs` are by name.
 
     `failed`: the live pod template has just been found to fail, with nothing else serving. `unedited`: the
     spec has not changed since it was last acted on, and pods serve; so what changes them is the operator's.
@@ -93,6 +112,8 @@ class Facts:
     failed: RolledBack | None = None
     unedited: bool = False
     secrets: Mapping[str, str] | None = None
+    claim: LiveClaim | None = None
+    jobs: Mapping[str, LiveJob] = field(default_factory=dict)
     engine_key: str = field(default="", repr=False)
 
 

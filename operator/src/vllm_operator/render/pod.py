@@ -36,7 +36,7 @@ def termination_grace_seconds(spec: Spec) -> int:
 
 def _pod_spec(model: VLLMModel, settings: Settings, image: str, key_secret: str) -> Manifest:
     spec = model.spec
-    volumes, mounts = volumes_and_mounts(spec)
+    volumes, mounts = volumes_and_mounts(spec, model.metadata.name)
     secrets = [{"name": secret.name} for secret in spec.image_pull_secrets]
     return {
         "containers": [_engine(model, settings, image, key_secret) | {"volumeMounts": mounts}],
@@ -91,8 +91,8 @@ def _container_security(spec: Spec) -> Manifest:
 
 def _pod_security(spec: Spec) -> Manifest:
     """The image vllm/vllm-openai runs as root; our CPU image does not need to."""
-    common = {"seccompProfile": {"type": "RuntimeDefault"}}
-    if spec.device == "cuda":
-        return common
+    common: Manifest = {"seccompProfile": {"type": "RuntimeDefault"}}
+    if spec.device == "cuda":  # the cache's files also belong to the prefetch Job, which is not root
+        return common | ({"fsGroup": NON_ROOT} if spec.cache is not None else {})
     user = {"runAsNonRoot": True, "runAsUser": NON_ROOT, "runAsGroup": NON_ROOT, "fsGroup": NON_ROOT}
     return {**common, **user}

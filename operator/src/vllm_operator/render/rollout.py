@@ -42,6 +42,10 @@ def in_place_because(spec: Spec, pod: Manifest, facts: Facts) -> str:
 
     Unknown counts as full for those who ask for GPUs, which are scarce, and as free for others.
     """
+    if not spec.mounts_anywhere:
+        return "the cache's claim is mounted by one node at a time (ReadWriteOnce)"
+    if spec.nodes > 1:
+        return f"{spec.nodes} nodes at once are taken, and whether so many have room is not counted"
     if spec.resource_claims:
         return "whether a claimed device is free, only the scheduler knows"
     if facts.nodes is None:

@@ -45,7 +45,7 @@ def deployment_manifest(model: VLLMModel, settings: Settings, facts: Facts) -> M
     seen = versions_seen(wanted["spec"], facts)
     back = way_back(facts, spec, wanted_hash)
     template, template_hash = (back[1].template, back[1].template_hash) if back else (wanted, wanted_hash)
-    manifest = _child("apps/v1", "Deployment", model)
+    manifest = child("apps/v1", "Deployment", model)
     choice = rollout_choice(spec, template["spec"], facts, template_hash)
     manifest["metadata"]["annotations"] = {
         names.ANNOTATION_TEMPLATE_HASH: template_hash,
@@ -96,7 +96,7 @@ def checked_template(model: VLLMModel, settings: Settings, facts: Facts) -> tupl
 
 
 def service_manifest(model: VLLMModel) -> Manifest:
-    manifest = _child("v1", "Service", model)
+    manifest = child("v1", "Service", model)
     port = {
         "name": names.ENGINE_PORT_NAME,
         "port": names.ENGINE_PORT,
@@ -116,7 +116,7 @@ def budget_manifest(model: VLLMModel) -> Manifest:
 
     https://kubernetes.io/docs/tasks/run-application/configure-pdb/#unhealthy-pod-eviction-policy
     """
-    manifest = _child("policy/v1", "PodDisruptionBudget", model)
+    manifest = child("policy/v1", "PodDisruptionBudget", model)
     manifest["spec"] = {
         "maxUnavailable": 1,
         "selector": {"matchLabels": names.selector_labels(model.metadata.name)},
@@ -127,7 +127,7 @@ def budget_manifest(model: VLLMModel) -> Manifest:
 
 def network_policy_manifest(model: VLLMModel, peers: Iterable[Peer]) -> Manifest:
     """Ingress alone: an engine downloads its weights from wherever the spec says."""
-    manifest = _child("networking.k8s.io/v1", "NetworkPolicy", model)
+    manifest = child("networking.k8s.io/v1", "NetworkPolicy", model)
     allowed = [
         {
             "namespaceSelector": {"matchLabels": dict(peer.namespace_labels)},
@@ -135,18 +135,18 @@ def network_policy_manifest(model: VLLMModel, peers: Iterable[Peer]) -> Manifest
         }
         for peer in peers
     ]
-    manifest["spec"] = {
-        "podSelector": {"matchLabels": names.selector_labels(model.metadata.name)},
-        "policyTypes": ["Ingress"],
-        "ingress": [{"from": allowed, "ports": [{"port": names.ENGINE_PORT, "protocol": "TCP"}]}],
-    }
+    engines = {"matchLabels": names.selector_labels(model.metadata.name)}
+    ingress: list[Manifest] = [{"from": allowed, "ports": [{"port": names.ENGINE_PORT, "protocol": "TCP"}]}]
+    if model.spec.nodes > 1:  # the nodes of a group choose their ports among themselves
+        engines = {"matchLabels": {names.LABEL_MODEL: model.metadata.name}}
+        ingress.append({"from": [{"podSelector": engines}]})
+    manifest["spec"] = {"podSelector": engines, "policyTypes": ["Ingress"], "ingress": ingress}
     return manifest
 
 
 def engine_key_manifest(model: VLLMModel, key: str) -> Manifest:
     """Immutable: a new key gets a new Secret, so that pods of both revisions have theirs."""
-    manifest = _child("v1", "Secret", model)
-    manifest["metadata"]["name"] = names.engine_key_secret(model.metadata.name, key)
+    manifest = child("v1", "Secret", model, names.engine_key_secret(model.metadata.name, key))
     encoded = base64.b64encode(key.encode()).decode()
     return {**manifest, "immutable": True, "data": {names.ENGINE_KEY_FIELD: encoded}}
 
@@ -158,14 +158,15 @@ def stamped(manifest: Manifest) -> Manifest:
     return {**manifest, "metadata": {**metadata, "annotations": annotations}}
 
 
-def _child(api_version: str, kind: str, model: VLLMModel) -> Manifest:
+def child(api_version: str, kind: str, model: VLLMModel, name: str = "") -> Manifest:
+    """A manifest without a spec; by default called `<model>-engine`."""
     meta = model.metadata
     owner = {"apiVersion": names.API_VERSION, "kind": names.KIND, "name": meta.name, "uid": meta.uid}
     return {
         "apiVersion": api_version,
         "kind": kind,
         "metadata": {
-            "name": names.engine_name(meta.name),
+            "name": name or names.engine_name(meta.name),
             "namespace": meta.namespace,
             "labels": names.labels(meta.name, meta.uid),
             # Without blockOwnerDeletion, which would need the right to update the model's finalizers.

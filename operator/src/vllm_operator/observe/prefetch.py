@@ -1,0 +1,65 @@
+"""What the pod of a prefetch Job says: how far the download is, or why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from vllm_operator.api.status import Reason
+from vllm_operator.errors import clip
+from vllm_operator.observe.engine_log import scrub
+from vllm_operator.observe.pods import Body, Finding, created, is_terminating, pod_finding, timestamp
+from vllm_operator.render.prefetch_script import NO_REVISION, NO_SPACE, NOT_FOUND, REFUSED
+
+# Exit code of the script -> what a person can do. Any other may pass by itself.
+ADVICE = {
+    REFUSED: "check source.huggingFace.tokenSecret",
+    NOT_FOUND: "check spec.model, and for a private one source.huggingFace.tokenSecret",
+    NO_REVISION: "check source.huggingFace.revision",
+    NO_SPACE: "raise cache.size",
+}
+
+
+def prefetch_finding(pods: Iterable[Body]) -> Finding:
+    """`pods` are the Job's; it is not done."""
+    alive = sorted((pod for pod in pods if not is_terminating(pod)), key=lambda pod: str(created(pod)))
+    if not alive:
+        return Finding(Reason.DOWNLOADING, "the download is about to begin")
+    pod = alive[-1]
+    status = pod.get("status") or {}
+    planned, fetching = (_first(status.get(key)) for key in ("initContainerStatuses", "containerStatuses"))
+    for container in (fetching, planned):
+        if failure := _failure(container):
+            return failure
+    if (running := (fetching.get("state") or {}).get("running")) is not None:
+        plan = (planned.get("state") or {}).get("terminated") or {}
+        since = timestamp(running.get("startedAt"))
+        return Finding(Reason.DOWNLOADING, f"{_said(plan) or 'the weights'}{_since(since)}", since)
+    if (planned.get("state") or {}).get("running") is not None:
+        return Finding(Reason.DOWNLOADING, "the Hugging Face Hub is asked what there is to download")
+    return pod_finding(pod, "")
+
+
+def _failure(container: Body) -> Finding | None:
+    """Told until a later try succeeds, also while that is under way."""
+    states = (container.get("state") or {}, container.get("lastState") or {})
+    ended = next((found for state in states if (found := state.get("terminated"))), None)
+    if ended is None or (code := ended.get("exitCode", 0)) == 0:
+        return None
+    why = "the kernel killed the download" if ended.get("reason") == "OOMKilled" else _said(ended)
+    tries = container.get("restartCount", 0)
+    if code in ADVICE:
+        return Finding(Reason.DOWNLOAD_FAILED, f"{why}; {ADVICE[code]}")
+    again = "is tried again" if tries < 2 else f"has been tried {tries} times, and is again"
+    return Finding(Reason.DOWNLOADING, f"the download failed and {again}: {why or f'exit code {code}'}")
+
+
+def _first(statuses: list[Body] | None) -> Body:
+    return statuses[0] if statuses else {}
+
+
+def _said(ended: Body) -> str:
+    return clip(scrub((ended.get("message") or "").strip()), 400)
+
+
+def _since(moment: object) -> str:
+    return f" since {moment:%H:%M:%S} UTC" if moment else ""
