@@ -2,7 +2,8 @@
 "restricted".
 
 Proves: the rights of each service account, cluster-wide and in namespaced mode, are these and no more;
-namespaced mode leaves nothing of cluster scope but the definition; no Secret but the master key can be read;
+namespaced mode leaves nothing of cluster scope but the definition; no Secret but the master key can be read
+unless asked for;
 pods pass "restricted", and the check of that finds each breach.
 """
 
@@ -27,9 +28,11 @@ OPERATOR = {
     ("leaderworkerset.x-k8s.io", "leaderworkersets"): CHILD,
     ("policy", "poddisruptionbudgets"): CHILD,
     ("", "pods"): READ,
-    ("", "events"): ("create",),
+    ("", "events"): ("list", "watch", "create"),
+    ("autoscaling", "horizontalpodautoscalers"): ("list", "watch"),
     ("", "secrets"): ("create",),
 }
+SECRETS = {("", "secrets"): ("list", "watch", "create")}
 NODES = {("", "nodes"): READ}
 GATEWAY = {("vllm-fleet.dev", "vllmmodels"): READ, ("discovery.k8s.io", "endpointslices"): READ}
 LEASE = [
@@ -52,12 +55,12 @@ CLUSTER_KINDS = {"ClusterRole", "ClusterRoleBinding"}
 
 
 def granted(rules: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[str, ...]]:
-    rights = {}
+    rights: dict[tuple[str, str], tuple[str, ...]] = {}
     for rule in rules:
         assert rule.keys() == {"apiGroups", "resources", "verbs"}
         for group in rule["apiGroups"]:
             for resource in rule["resources"]:
-                rights[group, resource] = tuple(rule["verbs"])
+                rights[group, resource] = (*rights.get((group, resource), ()), *rule["verbs"])
     return rights
 
 
@@ -106,6 +109,13 @@ def test_without_engine_keys_no_right_on_secrets(render: Any, find: Any) -> None
     values = {"engineKeys": {"enabled": False}}
     assert ("", "secrets") not in granted(find("ClusterRole", "vllm-fleet-operator", values)["rules"])
     assert find("Role", "vllm-fleet-operator-lease", values)["rules"] == LEASE[:2]
+
+
+def test_secrets_only_where_asked_for(render: Any, find: Any) -> None:
+    values = {"operator": {"config": {"secretAccess": True}}}
+    assert granted(find("ClusterRole", "vllm-fleet-operator", values)["rules"]) == OPERATOR | NODES | SECRETS
+    namespaced = find("Role", "vllm-fleet-operator", values | {"watchNamespaces": ["a"]})
+    assert granted(namespaced["rules"]) == OPERATOR | SECRETS
 
 
 def test_the_lease_right_follows_the_lease_name(find: Any) -> None:

@@ -11,9 +11,10 @@
         api.compact()                              # older resourceVersions are 410 from now on
         await api.stop_listening(); await api.start_listening()  # refused connections, until it is back
 
-It serves discovery, list (labelSelector, fieldSelector on metadata, limit/continue), watch (resourceVersion,
-bookmarks, timeoutSeconds, 410), create, get, replace, merge patch, server-side apply, the status
-subresource and delete with garbage collection. Object semantics are in kube_store. No auth, no TLS.
+It serves discovery, list (labelSelector, fieldSelector, limit/continue), watch (resourceVersion, bookmarks,
+timeoutSeconds, 410), both also as PartialObjectMetadata, create, get, replace, merge patch, server-side
+apply, dry runs, the status subresource and delete with garbage collection. Object semantics are in
+kube_store. No auth, no TLS.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any, Self
 
 import yaml
 from aiohttp import web
+from kube_select import partial_metadata, selected
 from kube_store import RESOURCES, VLLM_MODELS, Change, Json, Refused, Resource, Store
 
 __all__ = ["RESOURCES", "VLLM_MODELS", "Fault", "Json", "KubeApi", "Request", "Resource", "resource"]
@@ -201,10 +203,11 @@ class KubeApi:
             if (found := _discovery(request.path)) is not None:
                 return web.json_response(found)
             target = _target(request.path)
+            partial = "as=PartialObjectMetadata" in request.headers.get("Accept", "")
             if request.method == "GET" and not target.name and query.get("watch") in ("1", "true"):
-                return await self._watch(request, target, query)
+                return await self._watch(request, target, query, partial=partial)
             code, answer = self._handlers()[request.method](target, query, request.content_type, body)
-            return web.json_response(answer, status=code)
+            return web.json_response(partial_metadata(answer) if partial else answer, status=code)
         except Refused as refused:
             return _refusal(refused)
 
@@ -283,7 +286,9 @@ class KubeApi:
 
     # Watching
 
-    async def _watch(self, request: web.Request, target: Target, query: dict[str, str]) -> web.StreamResponse:
+    async def _watch(
+        self, request: web.Request, target: Target, query: dict[str, str], *, partial: bool
+    ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         queue: asyncio.Queue[Change | int] = asyncio.Queue()
         since = int(query.get("resourceVersion") or 0)
@@ -299,8 +304,8 @@ class KubeApi:
             await response.prepare(request)
             for body in existing:
                 if selected(body, query.get("labelSelector", ""), query.get("fieldSelector", "")):
-                    await _send(response, "ADDED", body)
-            await self._stream(response, queue, target, query)
+                    await _send(response, "ADDED", partial_metadata(body) if partial else body)
+            await self._stream(response, queue, target, query, partial=partial)
         except ConnectionError:
             pass  # the client went away
         finally:
@@ -313,6 +318,8 @@ class KubeApi:
         queue: asyncio.Queue[Change | int],
         target: Target,
         query: dict[str, str],
+        *,
+        partial: bool,
     ) -> None:
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + float(query.get("timeoutSeconds") or 3600)
@@ -330,7 +337,7 @@ class KubeApi:
                     await _send(response, "ERROR", _status(Refused(item, _REASONS.get(item, ""), "scripted")))
                 return
             for kind, body in _events(item, target, query):
-                await _send(response, kind, body)
+                await _send(response, kind, partial_metadata(body) if partial else body)
 
     def _bookmark(self, kind: Resource) -> Json:
         meta = {"resourceVersion": str(self.store.version)}
@@ -368,24 +375,6 @@ def _events(change: Change, target: Target, query: dict[str, str]) -> Iterator[t
     if before or after:
         kind = "MODIFIED" if before and after else "ADDED" if after else "DELETED"
         yield kind, body
-
-
-def selected(body: Json, labels: str, fields: str) -> bool:
-    """Whether an object is in the selection: `k=v,k!=v,k in (a,b),k,!k` and `metadata.name=…` fields."""
-    have = body["metadata"].get("labels") or {}
-    terms = re.findall(r"[^,(]+(?:\([^)]*\))?", labels)
-    names = {f"metadata.{field}": body["metadata"].get(field, "") for field in ("name", "namespace")}
-    wanted = [term.split("=", 1) for term in fields.split(",") if term]
-    return all(_term_holds(term.strip(), have) for term in terms) and all(names[k] == v for k, v in wanted)
-
-
-def _term_holds(term: str, have: Mapping[str, str]) -> bool:
-    if match := re.fullmatch(r"(\S+)\s+(in|notin)\s+\(([^)]*)\)", term):
-        values = {value.strip() for value in match[3].split(",")}
-        return (have.get(match[1]) in values) == (match[2] == "in")
-    if match := re.fullmatch(r"([^=!]+?)\s*(!=|==|=)\s*(.*)", term):
-        return (have.get(match[1]) == match[3]) == (match[2] != "!=")
-    return term[1:] not in have if term.startswith("!") else term in have
 
 
 def _is_status(target: Target) -> bool:

@@ -49,6 +49,7 @@ RESOURCES = (
     Resource("v1", "services", "Service"),
     Resource("networking.k8s.io/v1", "networkpolicies", "NetworkPolicy", has_status=False),
     Resource("policy/v1", "poddisruptionbudgets", "PodDisruptionBudget"),
+    Resource("autoscaling/v2", "horizontalpodautoscalers", "HorizontalPodAutoscaler"),
     Resource("batch/v1", "jobs", "Job"),
     Resource("leaderworkerset.x-k8s.io/v1", "leaderworkersets", "LeaderWorkerSet"),
     Resource("v1", "pods", "Pod"),

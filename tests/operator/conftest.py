@@ -6,9 +6,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from fake_clock import FakeClock
 from kube_api import KubeApi
-from reconcile_rig import Rig, make_rig
+from operator_rig import Rig, make_rig
 
 from vllm_operator.settings import Settings
 
@@ -46,10 +45,5 @@ async def api() -> AsyncIterator[KubeApi]:
 
 @pytest.fixture
 async def rig(api: KubeApi) -> AsyncIterator[Rig]:
-    async for made in make_rig(api, Settings()):
+    async with make_rig(api, Settings()) as made:
         yield made
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()

@@ -2,8 +2,9 @@
 
 Proves: discovery; create, conflict and the server's own fields; a status only by its subresource; generation;
 preconditions; server-side apply creates, merges keyed lists, removes what its manager dropped and leaves the
-rest; a no-op writes nothing; selectors; paging; watch from a version, selector transitions, bookmarks, 410;
-deletion with garbage collection; dry run; scripted faults; refused connections and the same port afterwards.
+rest; a no-op writes nothing; selectors; metadata alone; paging; watch from a version, selector transitions,
+bookmarks, 410; deletion with garbage collection; dry run; scripted faults; refused connections and the same
+port afterwards.
 """
 
 from __future__ import annotations
@@ -162,6 +163,39 @@ async def test_label_selectors(
         api.create(PODS, "ns", {"metadata": {"name": name, "labels": labels}})
     _, found = await call(http, "GET", "/api/v1/pods", params={"labelSelector": selector})
     assert [item["metadata"]["name"] for item in found["items"]] == names
+
+
+@pytest.mark.parametrize(
+    ("selector", "names"),
+    [
+        ("metadata.name=a", ["a"]),
+        ("type=Warning", ["a", "b"]),
+        ("type=Warning,reason!=Unhealthy", ["a"]),
+        ("involvedObject.kind=Pod", ["b"]),
+    ],
+)
+async def test_field_selectors(
+    api: KubeApi, http: aiohttp.ClientSession, selector: str, names: list[str]
+) -> None:
+    api.create(resource("events"), "ns", named("a", type="Warning", reason="FailedMount"))
+    about = {"kind": "Pod"}
+    api.create(resource("events"), "ns", named("b", type="Warning", reason="Unhealthy", involvedObject=about))
+    api.create(resource("events"), "ns", named("c", type="Normal"))
+    _, found = await call(http, "GET", "/api/v1/events", params={"fieldSelector": selector})
+    assert [item["metadata"]["name"] for item in found["items"]] == names
+
+
+async def test_partial_metadata_leaves_the_content_out(api: KubeApi, http: aiohttp.ClientSession) -> None:
+    since = str(api.store.version)
+    api.create(resource("secrets"), "ns", named("a", data={"token": "c2VjcmV0"}))
+    accept = {"Accept": "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"}
+    _, found = await call(http, "GET", "/api/v1/secrets", headers=accept)
+    assert [item.keys() for item in found["items"]] == [{"apiVersion", "kind", "metadata"}]
+    accept = {"Accept": "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"}
+    query = {"watch": "1", "resourceVersion": since}
+    async with http.get("/api/v1/secrets", params=query, headers=accept) as response:
+        event = json.loads(await response.content.readline())
+    assert event["object"].keys() == {"apiVersion", "kind", "metadata"}
 
 
 async def test_lists_come_in_pages_of_the_asked_size(api: KubeApi, http: aiohttp.ClientSession) -> None:

@@ -21,7 +21,7 @@ import pytest
 from fake_clock import eventually
 from kube_api import Json, KubeApi, resource
 from kubernetes.aio.client import ApiClient, Configuration
-from reconcile_rig import Rig
+from operator_rig import Rig
 from vllm_models import model_body
 
 from vllm_operator import kinds, names

@@ -108,7 +108,11 @@ LOADING = container(running={"startedAt": "2026-01-01T11:59:30Z"})
             Reason.UNSCHEDULABLE,
             "3 Insufficient cpu",
         ),
-        (unschedulable('persistentvolumeclaim "w" not found'), Reason.UNSCHEDULABLE, 'claim "w" not found'),
+        (
+            unschedulable('0/1 nodes are available: persistentvolumeclaim "w" not found. not found'),
+            Reason.MISSING_VOLUME,
+            'persistentvolumeclaim "w" not found: create it',
+        ),
         (
             pod(waiting("ContainerCreating")),
             Reason.PULLING,
@@ -245,11 +249,14 @@ def test_the_worst_of_several_pods_is_told() -> None:
 
 
 def test_a_quota_that_refuses_pods_is_told_by_the_deployment() -> None:
-    message = 'pods "m-engine-x" is forbidden: exceeded quota: gpus'
+    message = 'pods "m-engine-7c9-x2z" is forbidden: exceeded quota: gpus'
     failure = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": message}
     status = status_of(deployment={"status": {"conditions": [failure]}})
     assert told(status)["Stalled"] == ("True", "QuotaExceeded")
-    assert getattr(status.condition("Stalled"), "message", "") == message
+    assert getattr(status.condition("Stalled"), "message", "") == (
+        "the pods are refused: exceeded quota: gpus; "
+        "ask for less (gpu.count, resources, replicas), or have the ResourceQuota raised"
+    )
 
 
 @pytest.mark.parametrize("age", [10, 599, 600, 5000])
@@ -269,7 +276,7 @@ def test_trouble_is_stalled_once_the_start_budget_is_spent(age: float) -> None:
 def test_waiting_for_a_gpu_is_never_stalled(message: str) -> None:
     found = unschedulable(message)
     found["metadata"]["creationTimestamp"] = "2020-01-01T00:00:00Z"
-    status = status_of(found, hint="gpu-1 has most free: 0.")
+    status = status_of(found, fit="gpu-1 has most free: 0.")
     assert told(status)["Reconciling"] == ("True", "InsufficientGPU")
     assert getattr(status.condition("Ready"), "message", "") == f"{message} gpu-1 has most free: 0."
 
@@ -292,7 +299,7 @@ def test_an_invalid_edit_of_a_serving_model_leaves_it_ready_and_says_so() -> Non
     meta = model().metadata
     before = status_of(serving(), granted=("m",), image="i")
     refusal = Refusal(Reason.INVALID_SPEC, "spec.gpu.count: must be 2")
-    status = observe_refused(meta, before, Snapshot(pods=(serving(),)), refusal, NOW)
+    status = observe_refused(meta, before, Snapshot(pods=(serving(),), granted=("m",)), refusal, NOW)
     assert told(status) == {
         "Accepted": ("False", "InvalidSpec"),
         "Ready": ("True", "InvalidSpec"),
@@ -413,6 +420,8 @@ def test_the_last_line_is_the_one_that_tells(message: str, line: str) -> None:
         "Authorization: Bearer eyJhbGciOi.xyz",
         "HF_TOKEN=hf_123456789 vllm",
         "--api-key=topsecret",
+        "--hf-token topsecret --port 1",
+        '["--hf-token", "topsecret"]',
         "password: 'topsecret'",
         "https://user:topsecret@registry.example/v2",
         "AKIAABCDEFGHIJKLMNOP is not allowed",

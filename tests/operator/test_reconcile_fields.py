@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from kube_api import VLLM_MODELS, Json, resource
-from reconcile_rig import Rig
+from operator_rig import Rig
 from vllm_models import model_body
 
 JOBS, CLAIMS, PODS = resource("jobs"), resource("persistentvolumeclaims"), resource("pods")

@@ -151,14 +151,22 @@ class StartingServer:
         self.refusals = 3
 
     async def list(
-        self, kind: Kind, namespace: str = "", selector: str = "", *, keep: Callable[[Body], Body]
+        self,
+        kind: Kind,
+        namespace: str = "",
+        selector: str = "",
+        fields: str = "",
+        *,
+        keep: Callable[[Body], Body],
     ) -> Listing:
         self.refusals -= 1
         if self.refusals >= 0:
             raise Forbidden(403, "Forbidden", "cannot list resource")
         return Listing([], "1")
 
-    async def watch(self, kind: Kind, namespace: str, selector: str, since: str) -> AsyncIterator[WatchEvent]:
+    async def watch(
+        self, kind: Kind, namespace: str, selector: str, since: str, fields: str = ""
+    ) -> AsyncIterator[WatchEvent]:
         await asyncio.Event().wait()
         yield WatchEvent("BOOKMARK", {})
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
+from vllm_operator import names
 from vllm_operator.api.v1alpha1 import Metadata
-from vllm_operator.compare import differs
-from vllm_operator.errors import Conflict, ForeignObject, MissingApi, NotFound
+from vllm_operator.compare import difference_text, differs
+from vllm_operator.errors import Conflict, ForeignObject, Invalid, MissingApi, NotFound
 from vllm_operator.kinds import (
     MODELS,
     SECRETS,
@@ -21,8 +23,8 @@ from vllm_operator.kinds import (
     is_controlled_by,
     key_of,
     uid_of,
+    version_of,
 )
-from vllm_operator.names import KIND
 from vllm_operator.ownership import is_booked_as_update
 from vllm_operator.render import pod_template_of
 from vllm_operator.world import World
@@ -33,9 +35,11 @@ log = logging.getLogger(__name__)
 class Api(Protocol):
     async def get(self, kind: Kind, key: ObjectKey) -> Body: ...
 
-    async def create(self, kind: Kind, body: Body) -> Body: ...
+    async def create(self, kind: Kind, body: Body, *, dry_run: bool = False) -> Body: ...
 
-    async def apply(self, kind: Kind, body: Body, *, uid: str, subresource: str = "") -> Body: ...
+    async def apply(
+        self, kind: Kind, body: Body, *, uid: str, subresource: str = "", dry_run: bool = False
+    ) -> Body: ...
 
     async def book_as_apply(self, kind: Kind, key: ObjectKey, *, uid: str) -> Body: ...
 
@@ -46,21 +50,78 @@ class ModelGone(Exception):
     """The model was deleted, or made anew under its name; the tables have not heard of it yet."""
 
 
+@dataclass(frozen=True)
+class _Change:
+    """One object to be made (`live` is None) or to be applied again."""
+
+    kind: Kind
+    wanted: Body
+    live: Body | None
+
+    @property
+    def is_drift(self) -> bool:
+        """Nothing that we render has changed since it was applied, so somebody else's hand did it."""
+        if self.live is None:
+            return False
+        before = (self.live["metadata"].get("annotations") or {}).get(names.ANNOTATION_HASH)
+        return bool(before == self.wanted["metadata"]["annotations"][names.ANNOTATION_HASH])
+
+
 class Children:
     def __init__(self, api: Api, world: World) -> None:
         self._api, self._world = api, world
 
-    async def bring(self, owner: Metadata, manifests: Iterable[Body], kept: Iterable[Body] = ()) -> None:
-        """What is in `kept` stays as it is, or absent.
+    async def bring(
+        self, owner: Metadata, manifests: Iterable[Body], kept: Iterable[Body] = ()
+    ) -> tuple[str, ...]:
+        """Returns what was repaired of others' edits, a text for each object. `kept` is left as it is.
 
-        Raises ForeignObject, MissingApi, ModelGone, or the ApiError of the first object that is refused.
+        Raises ForeignObject, MissingApi, ModelGone, or the ApiError of the first object that is refused;
+        then nothing that exists has been touched.
         """
         wanted = list(manifests)
-        if any(self._world.child(child_kind(body), key_of(body)) is None for body in wanted):
+        changes = self._changes(owner, wanted)
+        if any(change.live is None for change in changes):
             await self._ensure_alive(owner)
-        for body in wanted:
-            await self._bring_one(owner, child_kind(body), body)
+        await self._ask_first(changes)
+        repaired = [text for change in changes if (text := await self._bring_one(owner, change))]
         await self._prune(owner, {(child_kind(body), key_of(body)) for body in (*wanted, *kept)})
+        return tuple(repaired)
+
+    def _changes(self, owner: Metadata, wanted: Iterable[Body]) -> list[_Change]:
+        found = []
+        for body in wanted:
+            kind = child_kind(body)
+            live = self._world.child(kind, key_of(body))
+            if live is not None:
+                self._check_owner(owner, kind, live)
+            if live is None or differs(changeable(kind, body), live):
+                found.append(_Change(kind, body, live))
+        return found
+
+    async def _ask_first(self, changes: list[_Change]) -> None:
+        """A refusal of one object must find the others untouched: all but the first are tried without effect.
+
+        The first write is its own trial, and an apply is atomic; so an edit that changes one object alone
+        costs nothing more. Nor does a new model, of which nothing runs yet.
+        """
+        if all(change.live is None for change in changes):
+            return
+        for change in changes[1:]:
+            try:
+                await self._try(change)
+            except Invalid as error:
+                # An admission webhook with side effects takes no trials: then the write itself will tell.
+                if "does not support dry run" not in error.message:
+                    raise
+
+    async def _try(self, change: _Change) -> None:
+        if change.live is not None:
+            sent = changeable(change.kind, change.wanted)
+            await self._api.apply(change.kind, sent, uid=uid_of(change.live), dry_run=True)
+            return
+        with contextlib.suppress(Conflict):  # whose it is, is looked at when it is made
+            await self._api.create(change.kind, change.wanted, dry_run=True)
 
     async def ensure_engine_key(self, owner: Metadata, secret: Body, workload: Body | None) -> None:
         """Makes the Secret where nothing says that it is there: the operator may create Secrets, but not read
@@ -84,15 +145,22 @@ class Children:
         if uid_of(live) != owner.uid or "deletionTimestamp" in live["metadata"]:
             raise ModelGone(owner.key)
 
-    async def _bring_one(self, owner: Metadata, kind: Kind, wanted: Body) -> None:
-        live = self._world.child(kind, key_of(wanted)) or await self._create(owner, kind, wanted)
+    async def _bring_one(self, owner: Metadata, change: _Change) -> str:
+        """What was repaired; empty for a change of ours, and for one that changed nothing."""
+        kind, wanted = change.kind, change.wanted
+        live = change.live or await self._create(owner, kind, wanted)
         self._check_owner(owner, kind, live)
         wanted = changeable(kind, wanted)
-        if differs(wanted, live):
-            if not kind.fixed and is_booked_as_update(live):
-                await self._api.book_as_apply(kind, key_of(live), uid=uid_of(live))
-            self._world.note(kind, await self._api.apply(kind, wanted, uid=uid_of(live)))
-            log.info("applied", extra={"model": str(owner.key), "kind": kind.kind})
+        if not differs(wanted, live):
+            return ""
+        if not kind.fixed and is_booked_as_update(live):
+            await self._api.book_as_apply(kind, key_of(live), uid=uid_of(live))
+        applied = await self._api.apply(kind, wanted, uid=uid_of(live))
+        self._world.note(kind, applied)
+        log.info("applied", extra={"model": str(owner.key), "kind": kind.kind})
+        if not change.is_drift or version_of(applied) == version_of(live):
+            return ""
+        return f"{kind.kind} {key_of(live).name}: {difference_text(wanted, live)}"
 
     async def _create(self, owner: Metadata, kind: Kind, wanted: Body) -> Body:
         """The created object, or the one that has the name already."""
@@ -112,7 +180,7 @@ class Children:
         if is_controlled_by(live, owner.uid):
             return
         owners = live["metadata"].get("ownerReferences") or ()
-        if any(item.get("kind") == KIND and item.get("name") == owner.name for item in owners):
+        if any(item.get("kind") == names.KIND and item.get("name") == owner.name for item in owners):
             message = f"the {kind.kind} of the model that had this name before is being deleted"
             raise Conflict(409, "Conflict", message)
         raise ForeignObject(kind.kind, key_of(live).name)

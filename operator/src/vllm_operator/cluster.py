@@ -41,8 +41,11 @@ WATCH_SILENCE_SECONDS = 90
 WATCH_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=10, sock_read=WATCH_SILENCE_SECONDS)
 MAX_CONNECTIONS = 100
 
-_MERGE = "application/merge-patch+json"
 _APPLY = "application/apply-patch+yaml"
+_JSON = "application/json"
+_MERGE = "application/merge-patch+json"
+_METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+_METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 _BY_CODE: dict[int, type[ApiError]] = {
     400: Invalid,
     403: Forbidden,
@@ -114,16 +117,19 @@ class Cluster:
     async def get(self, kind: Kind, key: ObjectKey) -> Body:
         return await self._request("GET", kind.path(*key))
 
-    async def create(self, kind: Kind, body: Body) -> Body:
-        """Conflict where the name is taken."""
+    async def create(self, kind: Kind, body: Body, *, dry_run: bool = False) -> Body:
+        """Conflict where the name is taken. A dry run is judged by all of the server and stores nothing."""
         path = kind.path(key_of(body).namespace)
-        return await self._request("POST", path, {"fieldManager": names.FIELD_MANAGER}, body)
+        query = {"fieldManager": names.FIELD_MANAGER} | _dry(dry_run)
+        return await self._request("POST", path, query, body)
 
-    async def apply(self, kind: Kind, body: Body, *, uid: str, subresource: str = "") -> Body:
+    async def apply(
+        self, kind: Kind, body: Body, *, uid: str, subresource: str = "", dry_run: bool = False
+    ) -> Body:
         """Server-side apply to the object with this uid; Conflict where it is gone or another."""
         metadata = {**body["metadata"], "uid": uid}
         path = kind.path(*key_of(body), subresource)
-        query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
+        query = {"fieldManager": names.FIELD_MANAGER, "force": "true"} | _dry(dry_run)
         return await self._request("PATCH", path, query, {**body, "metadata": metadata}, _APPLY)
 
     async def book_as_apply(self, kind: Kind, key: ObjectKey, *, uid: str) -> Body:
@@ -148,27 +154,32 @@ class Cluster:
         kind: Kind,
         namespace: str = "",
         selector: str = "",
+        fields: str = "",
         *,
         keep: Callable[[Body], Body] = without_managed_fields,
     ) -> Listing:
-        """All pages of one consistent list; `keep` makes of each object what is kept of it."""
+        """All pages of one consistent list, narrowed by a label and a field selector; `keep` makes of each
+        object what is kept of it.
+        """
         items: list[Body] = []
-        query = {"limit": str(PAGE_SIZE)} | ({"labelSelector": selector} if selector else {})
+        query = {"limit": str(PAGE_SIZE)} | _selectors(selector, fields)
+        accept = _METADATA_LIST if kind.metadata_only else _JSON
         while True:
-            page = await self._request("GET", kind.path(namespace), query)
+            page = await self._request("GET", kind.path(namespace), query, accept=accept)
             said_once = {"apiVersion": kind.api_version, "kind": kind.kind}
-            items += [keep({**said_once, **item}) for item in page["items"]]
+            items += [keep({**item, **said_once}) for item in page["items"]]
             query["continue"] = page["metadata"].get("continue", "")
             if not query["continue"]:
                 return Listing(items, page["metadata"]["resourceVersion"])
 
-    async def watch(self, kind: Kind, namespace: str, selector: str, since: str) -> AsyncIterator[WatchEvent]:
+    async def watch(
+        self, kind: Kind, namespace: str, selector: str, since: str, fields: str = ""
+    ) -> AsyncIterator[WatchEvent]:
         """Changes after `since` until the server ends the stream. Gone where it remembers no further back."""
         query = {"watch": "1", "allowWatchBookmarks": "true", "resourceVersion": since}
-        query |= {"labelSelector": selector} if selector else {}
-        response = await self._send(
-            "GET", kind.path(namespace), query, None, "application/json", WATCH_TIMEOUT
-        )
+        query |= _selectors(selector, fields)
+        accept = _METADATA if kind.metadata_only else _JSON
+        response = await self._send("GET", kind.path(namespace), query, None, WATCH_TIMEOUT, accept=accept)
         try:
             async with _reachable():
                 async for line in response.content:
@@ -183,10 +194,15 @@ class Cluster:
         return WatchEvent(raw["type"], raw["object"])
 
     async def _request(
-        self, method: str, path: str, query: dict[str, str] | None = None, body: Any = None, content: str = ""
+        self,
+        method: str,
+        path: str,
+        query: dict[str, str] | None = None,
+        body: Any = None,
+        content: str = _JSON,
+        accept: str = _JSON,
     ) -> Body:
-        content = content or "application/json"
-        response = await self._send(method, path, query or {}, body, content, REQUEST_TIMEOUT)
+        response = await self._send(method, path, query or {}, body, REQUEST_TIMEOUT, content, accept)
         async with _reachable():
             answer: Body = json.loads(await response.read())
         return answer
@@ -197,11 +213,12 @@ class Cluster:
         path: str,
         query: dict[str, str],
         body: Any,
-        content: str,
         limits: aiohttp.ClientTimeout,
+        content: str = _JSON,
+        accept: str = _JSON,
     ) -> aiohttp.ClientResponse:
         """A response with a status below 400; its body is not read yet."""
-        headers = {"Accept": "application/json", "Content-Type": content}
+        headers = {"Accept": accept, "Content-Type": content}
         async with _reachable(self._count_error):
             prepared = await self._client.param_serialize(
                 method, path, {}, list(query.items()), headers, body, auth_settings=["BearerToken"]
@@ -218,6 +235,15 @@ class Cluster:
         kind = _BY_CODE.get(code, Unavailable if code >= 500 or code == 401 else ApiError)
         wait = float(retry_after) if retry_after and retry_after.isdecimal() else None
         return kind(code, str(status.get("reason", "")), str(status.get("message", f"HTTP {code}")), wait)
+
+
+def _selectors(labels: str, fields: str) -> dict[str, str]:
+    asked = {"labelSelector": labels, "fieldSelector": fields}
+    return {name: value for name, value in asked.items() if value}
+
+
+def _dry(dry_run: bool) -> dict[str, str]:
+    return {"dryRun": "All"} if dry_run else {}
 
 
 def _status_of(raw: bytes) -> dict[str, Any]:

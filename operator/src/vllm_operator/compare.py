@@ -5,9 +5,14 @@ A false difference costs one write that changes nothing; a false equality must n
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
+
+from vllm_operator.errors import clip
+from vllm_operator.observe.engine_log import scrub
 
 _SUFFIXES = {"": Decimal(1), "m": Decimal("0.001")}
 _SUFFIXES |= {letter: Decimal(1000) ** power for power, letter in enumerate("kMGTPE", 1)}
@@ -23,6 +28,11 @@ _KEYS |= {
     "ownerReferences": "uid",
     "conditions": "type",
 }
+
+
+MAX_TOLD = 5  # fields
+_MAX_VALUE = 80
+_SECRET_PARENTS = {"env"}  # a variable's value may be a credential, whoever wrote it
 
 
 def differs(wanted: dict[str, Any], live: dict[str, Any]) -> bool:
@@ -71,3 +81,40 @@ def same_quantity(one: Any, other: Any) -> bool:
 def _amount(quantity: Any) -> Decimal | None:
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(m|[kMGTPE]|[KMGTPE]i)?", str(quantity))
     return Decimal(found[1]) * _SUFFIXES[found[2] or ""] if found else None
+
+
+def difference_text(wanted: dict[str, Any], live: dict[str, Any]) -> str:
+    """`spec.replicas: 7 → 1; …`: what stands in the live object, and what is wanted instead.
+
+    For people: at most MAX_TOLD fields, each clipped, and no value of an environment variable.
+    """
+    found = list(_differences(live, wanted, "", ""))
+    told = [f"{path}: {_shown(path, old)} → {_shown(path, new)}" for path, old, new in found[:MAX_TOLD]]
+    more = len(found) - len(told)
+    return "; ".join(told) + (f"; and {more} more" if more else "")
+
+
+def _differences(live: Any, wanted: Any, path: str, field: str) -> Iterator[tuple[str, Any, Any]]:
+    """The leaves that differ, with the path to each."""
+    if contains(live, wanted, field):
+        return
+    if isinstance(wanted, dict) and isinstance(live, dict):
+        for key, value in wanted.items():
+            inner = field if field in _QUANTITIES else key
+            yield from _differences(live.get(key), value, f"{path}.{key}".lstrip("."), inner)
+    elif isinstance(wanted, list) and isinstance(live, list) and field in _KEYS:
+        named = {item.get(_KEYS[field]): item for item in live if isinstance(item, dict)}
+        for item in wanted:
+            key = item[_KEYS[field]]
+            yield from _differences(named.get(key), item, f"{path}[{key}]", field)
+    else:
+        yield path, live, wanted
+
+
+def _shown(path: str, value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if any(re.search(rf"(^|\.){parent}(\[|$)", path) for parent in _SECRET_PARENTS):
+        return "(hidden)"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return clip(scrub(text), _MAX_VALUE)

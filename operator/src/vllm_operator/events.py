@@ -17,7 +17,15 @@ from vllm_operator.kinds import EVENTS, Body, Kind
 
 log = logging.getLogger(__name__)
 
-_GOOD = {Reason.SERVING, Reason.SCALED_TO_ZERO, Reason.ACCEPTED, Reason.ROLLING_OUT, Reason.PAUSED}
+_GOOD = {
+    Reason.SERVING,
+    Reason.SCALED_TO_ZERO,
+    Reason.ACCEPTED,
+    Reason.ROLLING_OUT,
+    Reason.PAUSED,
+    Reason.UPGRADE_PENDING,
+}
+REPEAT_AFTER = datetime.timedelta(minutes=10)
 _PASSING = {Reason.STARTING, Reason.PULLING, Reason.DOWNLOADING, Reason.LOADING, Reason.DRAINING}
 
 
@@ -26,6 +34,7 @@ class Event:
     type: str  # Normal or Warning
     reason: str
     message: str
+    repeats: bool = False  # what may happen over and over
 
 
 def transitions(before: Status, after: Status) -> Iterator[Event]:
@@ -52,16 +61,27 @@ class Creator(Protocol):
 
 
 class Recorder:
-    """Posts Events; one that cannot be posted is lost, since nothing depends on it."""
+    """Posts Events; one that cannot be posted is lost, since nothing depends on it.
+
+    The same about the same model is posted once in REPEAT_AFTER: two controllers that fight over a field
+    would else fill the store.
+    """
 
     def __init__(self, api: Creator) -> None:
         self._api = api
+        self._posted: dict[tuple[str, Event], datetime.datetime] = {}
 
     async def record(self, meta: Metadata, event: Event, now: datetime.datetime) -> None:
+        if event.repeats and not self._is_news((meta.uid, event), now):
+            return
         try:
             await self._api.create(EVENTS, event_body(meta, event, now))
         except ApiError as error:
             log.info("event not posted", extra={"model": str(meta.key), "error": error.message})
+
+    def _is_news(self, event: tuple[str, Event], now: datetime.datetime) -> bool:
+        self._posted = {item: at for item, at in self._posted.items() if now - at < REPEAT_AFTER}
+        return self._posted.setdefault(event, now) is now
 
 
 def event_body(meta: Metadata, event: Event, now: datetime.datetime) -> Body:

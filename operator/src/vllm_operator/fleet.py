@@ -1,7 +1,8 @@
 """All models, and which of them holds a short name, its own or an adapter's.
 
 Models of one namespace share a name; between namespaces the oldest model's namespace holds it, ties broken
-by namespace and name. Only metadata and the names asked for are looked at: an invalid model keeps its names.
+by namespace and name. Only metadata and the names asked for or granted are looked at: an invalid model keeps
+its names, and a name passes on when the status of who had it no longer grants it.
 """
 
 from __future__ import annotations
@@ -35,6 +36,13 @@ def own_names(body: Body) -> tuple[str, ...]:
     return (body["metadata"]["name"],)
 
 
+def claimed_names(body: Body) -> set[str]:
+    """Asked for, or still held by the status: an edit that is refused keeps the names that are served."""
+    status = body.get("status")
+    held = status.get("servedNames") if isinstance(status, dict) else None
+    return {*asked_names(body), *(name for name in held or () if isinstance(name, str))}
+
+
 class Fleet:
     def __init__(self) -> None:
         self.models: dict[ModelKey, Body] = {}
@@ -47,7 +55,7 @@ class Fleet:
         if old is not None and uid_of(old) == uid_of(body) and version_of(old) >= version_of(body):
             return None
         body, concerned = without_managed_fields(body), {key}
-        if old is None or asked_names(old) != asked_names(body) or uid_of(old) != uid_of(body):
+        if old is None or claimed_names(old) != claimed_names(body) or uid_of(old) != uid_of(body):
             concerned |= self._unclaim(key)
             self.models[key] = body
             concerned |= self._claim(key, body)
@@ -87,6 +95,11 @@ class Fleet:
     def _held(self, key: ModelKey, wanted: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(name for name in wanted if self.holder(name)[0] == key.namespace)
 
+    def kept(self, key: ModelKey) -> tuple[str, ...]:
+        """Of the names that the status grants, those that are still this namespace's."""
+        held = (self.models[key].get("status") or {}).get("servedNames") or ()
+        return tuple(name for name in held if self.holder(name)[0] == key.namespace)
+
     def denied(self, key: ModelKey) -> Iterator[tuple[str, ModelKey]]:
         """The names that the model asked for and does not get, each with the oldest model that holds it."""
         for name in asked_names(self.models[key]):
@@ -94,20 +107,21 @@ class Fleet:
                 yield name, holder
 
     def holder(self, name: str) -> ModelKey:
-        """The oldest model that asks for the name; KeyError if none does."""
+        """The oldest model that claims the name; KeyError if none does."""
         claims = self._claims.get(name)
         if not claims:
             raise KeyError(name)
         return min(claims, key=lambda key: (self.models[key]["metadata"].get("creationTimestamp", ""), *key))
 
     def _claim(self, key: ModelKey, body: Body) -> set[ModelKey]:
-        for name in asked_names(body):
+        names = claimed_names(body)
+        for name in names:
             self._claims[name].add(key)
-        return {other for name in asked_names(body) for other in self._claims[name]}
+        return {other for name in names for other in self._claims[name]}
 
     def _unclaim(self, key: ModelKey) -> set[ModelKey]:
         concerned: set[ModelKey] = set()
-        for name in asked_names(self.models[key]) if key in self.models else ():
+        for name in claimed_names(self.models[key]) if key in self.models else ():
             self._claims[name].discard(key)
             concerned |= self._claims[name]
             if not self._claims[name]:

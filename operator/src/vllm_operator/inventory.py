@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from vllm_operator import names
-from vllm_operator.kinds import Body
-from vllm_operator.render.facts import Node, Taint
+from vllm_operator.kinds import Body, ObjectKey, key_of
+from vllm_operator.render.facts import Holder, Node, Taint
 from vllm_operator.render.requests import counted, requested
 
 _KEPT_METADATA = ("name", "namespace", "uid", "resourceVersion")
@@ -48,6 +48,7 @@ class NodeLedger:
     def __init__(self) -> None:
         self._held: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         self._known: dict[str, Node] = {}  # until the node, or a pod on it, changes
+        self._pods: dict[str, dict[ObjectKey, Body]] = defaultdict(dict)
 
     def note(self, old: Body | None, new: Body | None) -> None:
         for body, sign in ((old, -1), (new, 1)):
@@ -55,12 +56,25 @@ class NodeLedger:
                 for name, count in body["holds"].items():
                     self._held[node][name] += sign * count
                 self._known.pop(node, None)
+        if old is not None:
+            self._pods[old["spec"]["nodeName"]].pop(key_of(old), None)
+        if new is not None and (node := new["spec"]["nodeName"]):
+            self._pods[node][key_of(new)] = new
 
     def note_node(self, old: Body | None, new: Body | None) -> None:
         """A free GPU is the scheduler's business: no model is worked on because of it."""
         for body in (old, new):
             if body is not None:
                 self._known.pop(body["metadata"]["name"], None)
+
+    def holders(self, node: str, resource: str) -> tuple[Holder, ...]:
+        """Who holds a resource of a node, those that hold most first."""
+        held = [
+            Holder(key.namespace, key.name, count)
+            for key, body in self._pods.get(node, {}).items()
+            if (count := body["holds"].get(resource, 0))
+        ]
+        return tuple(sorted(held, key=lambda holder: (-holder.count, holder.namespace, holder.name)))
 
     def nodes(self, bodies: Iterable[Body]) -> tuple[Node, ...]:
         """Every reconcile asks for all of them, and few have changed since the one before."""
@@ -80,4 +94,5 @@ class NodeLedger:
             ),
             schedulable=body["schedulable"],
             free={name: count - held.get(name, 0) for name, count in body["offers"].items()},
+            offers=body["offers"],
         )

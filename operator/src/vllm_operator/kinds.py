@@ -20,7 +20,10 @@ class ObjectKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Kind:
-    """`fixed` are the fields of the spec that no API server lets change: they are only sent at creation, and
+    """`metadata_only`: lists and watches ask for PartialObjectMetadata, so that no content is ever sent.
+    https://kubernetes.io/docs/reference/using-api/api-concepts/#partialobjectmetadata
+
+    `fixed` are the fields of the spec that no API server lets change: they are only sent at creation, and
     nothing that was sent then is taken away later.
 
     `kept`: an object that is no longer wanted stays until its model is deleted. `optional`: a cluster may not
@@ -31,6 +34,7 @@ class Kind:
     kind: str
     plural: str
     namespaced: bool = True
+    metadata_only: bool = False
     fixed: tuple[str, ...] = ()
     kept: bool = False
     optional: bool = False
@@ -51,7 +55,8 @@ NETWORK_POLICIES = Kind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicie
 PODS = Kind("v1", "Pod", "pods")
 NODES = Kind("v1", "Node", "nodes", namespaced=False)
 EVENTS = Kind("v1", "Event", "events")
-SECRETS = Kind("v1", "Secret", "secrets")
+SECRETS = Kind("v1", "Secret", "secrets", metadata_only=True)
+AUTOSCALERS = Kind("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
 LEASES = Kind("coordination.k8s.io/v1", "Lease", "leases")
 CLAIMS = Kind(
     "v1",

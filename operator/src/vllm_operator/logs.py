@@ -1,4 +1,7 @@
-"""Structured logs: one event a line, JSON for machines or text for people. No bodies, no credentials."""
+"""Structured logs: one event a line, JSON for machines or text for people.
+
+No bodies, and what looks like a credential is taken out, whoever's words it stood in.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import sys
 from typing import Literal
 
 from vllm_operator.errors import clip
+from vllm_operator.observe.engine_log import scrub
 
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 MAX_VALUE = 2048
@@ -20,7 +24,7 @@ def _facts(record: logging.LogRecord) -> dict[str, object]:
         key: value for key, value in vars(record).items() if key not in _STANDARD and not key.startswith("_")
     }
     return {
-        key: value if isinstance(value, int | float) else clip(str(value), MAX_VALUE)
+        key: value if isinstance(value, int | float) else clip(scrub(str(value)), MAX_VALUE)
         for key, value in found.items()
     }
 
@@ -31,12 +35,12 @@ class JsonFormatter(logging.Formatter):
         line: dict[str, object] = {
             "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname.lower(),
-            "event": clip(record.getMessage(), MAX_VALUE),
+            "event": clip(scrub(record.getMessage()), MAX_VALUE),
             "logger": record.name,
             **_facts(record),
         }
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+            line["traceback"] = scrub(self.formatException(record.exc_info))
         return json.dumps(line)
 
 
@@ -46,12 +50,14 @@ class TextFormatter(logging.Formatter):
         parts = (
             self.formatTime(record, "%H:%M:%S"),
             f"{record.levelname.lower():7}",
-            record.getMessage(),
+            scrub(record.getMessage()),
             facts,
         )
         line = " ".join(parts)
         return (
-            f"{line.rstrip()}\n{self.formatException(record.exc_info)}" if record.exc_info else line.rstrip()
+            f"{line.rstrip()}\n{scrub(self.formatException(record.exc_info))}"
+            if record.exc_info
+            else line.rstrip()
         )
 
 

@@ -20,6 +20,11 @@ LABEL_COMPONENT = "app.kubernetes.io/component"
 ANNOTATION_HASH = f"{GROUP}/manifest-hash"
 ANNOTATION_TEMPLATE_HASH = f"{GROUP}/template-hash"
 ANNOTATION_ROLLOUT = f"{GROUP}/rollout"  # why Auto did not surge
+ANNOTATION_LAST_GOOD = f"{GROUP}/last-good"  # the pod template to return to, as JSON
+ANNOTATION_ROLLED_BACK = f"{GROUP}/rolled-back"  # the template that failed, and why, as JSON
+ANNOTATION_UPGRADE = f"{GROUP}/upgrade"  # the template that replaced another without an edit of the model
+ANNOTATION_SECRETS = f"{GROUP}/secrets"  # versions of the Secrets: when first seen, and now
+ANNOTATION_SECRET_VERSIONS = f"{GROUP}/secret-versions"  # of the pods: those that have changed since
 ANNOTATION_PAUSED = f"{GROUP}/paused"
 
 ENGINE = "engine"  # the container, the component, and the suffix of the children's names

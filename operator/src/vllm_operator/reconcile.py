@@ -8,15 +8,14 @@ from __future__ import annotations
 import datetime
 import logging
 import re
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from vllm_operator import names
 from vllm_operator.api.parsing import identify, parse, previous_status
 from vllm_operator.api.status import Reason, Status
 from vllm_operator.api.v1alpha1 import Metadata, VLLMModel
-from vllm_operator.children import Api, Children, ModelGone
+from vllm_operator.children import Api, Children, ModelGone, refers_to
 from vllm_operator.clock import Clock
 from vllm_operator.errors import (
     ApiError,
@@ -28,23 +27,23 @@ from vllm_operator.errors import (
     NotFound,
     SpecError,
 )
-from vllm_operator.events import Recorder, transitions
-from vllm_operator.kinds import CLAIMS, DEPLOYMENTS, GROUPS, JOBS, MODELS, Body, ObjectKey, key_of
+from vllm_operator.events import Event, Recorder, transitions
+from vllm_operator.kinds import MODELS, Body, key_of
 from vllm_operator.names import ModelKey
 from vllm_operator.observe import Refusal, Snapshot, observe, observe_refused, seconds_until_stalled
-from vllm_operator.render import engine_key_manifest, held_back, pod_template_of, render
-from vllm_operator.render.claim import live_claim
-from vllm_operator.render.facts import Facts, ImagePin, LiveDeployment
+from vllm_operator.observe.engine_log import scrub
+from vllm_operator.render import engine_key_manifest, held_back, render
+from vllm_operator.render.facts import Facts
 from vllm_operator.render.groups import WORKLOADS
-from vllm_operator.render.prefetch import live_job
-from vllm_operator.render.scheduling import gpu_resource, suitable_nodes
 from vllm_operator.settings import Settings
+from vllm_operator.survey import Plan, Survey, split
 from vllm_operator.world import World
 
 log = logging.getLogger(__name__)
 
 # What no watch tells of: a foreign object that goes, a quota that is raised.
 REFUSED_RETRY_SECONDS = 60.0
+DRIFT_REPAIRED = "DriftRepaired"
 _LACKS_RIGHT = re.compile(r"cannot \w+ resource")
 
 
@@ -70,7 +69,8 @@ class Reconciler:
         engine_key: Callable[[Metadata], str] = lambda _meta: "",
     ) -> None:
         self._api, self._world, self._settings = api, world, settings
-        self._children, self._engine_key = Children(api, world), engine_key
+        self._children, self._survey = Children(api, world), Survey(world, settings, engine_key)
+        self._engine_key = engine_key
         self._recorder, self._clock, self._telemetry = recorder, clock, telemetry
 
     async def __call__(self, key: ModelKey) -> float | None:
@@ -85,99 +85,87 @@ class Reconciler:
     async def _reconcile(self, key: ModelKey) -> tuple[str, float | None]:
         body = self._world.fleet.models.get(key)
         if body is None or "deletionTimestamp" in body["metadata"]:
+            self._world.upgrades.forget(key)
             return "gone", None
         meta, before = identify(body), previous_status(body)
         try:
             model = parse(body, self._settings.profiles)
-            facts = self._facts(model)
-            manifests = render(model, self._settings, facts)
+            plan = self._plan(model)
         except SpecError as error:
             return await self._refuse(meta, before, Refusal(Reason.INVALID_SPEC, str(error)))
         try:
-            return await self._bring(model, manifests, held_back(model.spec, manifests, facts))
+            return await self._bring(model, plan)
         except ModelGone:
+            self._world.upgrades.forget(key)
             for concerned in self._world.fleet.remove(key, meta.uid) - {key}:
                 self._world.enqueue(concerned)  # a short name may have become free
             return "gone", None
+        finally:
+            self._world.upgrades.leave(key)
 
     async def _refuse(self, meta: Metadata, before: Status, refusal: Refusal) -> tuple[str, float | None]:
-        snapshot = Snapshot(pods=self._world.pods(meta.key, meta.uid))
+        self._world.upgrades.forget(meta.key)
+        granted = self._world.fleet.kept(meta.key)
+        snapshot = Snapshot(pods=self._world.pods(meta.key, meta.uid), granted=granted)
         await self._write(meta, before, observe_refused(meta, before, snapshot, refusal, self._clock.now()))
         return "refused", None
 
-    async def _bring(
-        self, model: VLLMModel, manifests: tuple[Body, ...], kept: list[Body]
-    ) -> tuple[str, float | None]:
+    async def _bring(self, model: VLLMModel, plan: Plan) -> tuple[str, float | None]:
         meta, refusal = model.metadata, None
+        if plan.steps_aside and not model.paused:
+            model = await self._warn(model, plan)
         try:
             if not model.paused:
-                if (key := self._engine_key(meta)) and not any(body["kind"] in WORKLOADS for body in kept):
-                    secret = engine_key_manifest(model, key)
-                    await self._children.ensure_engine_key(meta, secret, self._workload(model))
-                await self._children.bring(meta, [body for body in manifests if body not in kept], kept)
+                await self._ensure_engine_key(model, plan)
+                repaired = await self._children.bring(meta, plan.wanted, (*plan.waiting, *plan.held))
+                await self._tell_repairs(meta, repaired)
         except (ForeignObject, Forbidden, Invalid, MissingApi) as error:
             refusal = refusal_of(error)
-        snapshot = self._snapshot(model, manifests, refusal or self._name_conflict(meta.key))
-        if any(body["kind"] in WORKLOADS for body in kept):
-            waits_for = self._world.pods(meta.key, meta.uid, names.PREFETCH)
-            snapshot = replace(snapshot, prefetch=waits_for)
+        snapshot = self._survey.snapshot(model, plan, refusal or self._name_conflict(meta.key))
         now = self._clock.now()
         await self._write(meta, model.status, observe(model, snapshot, now))
         if refusal is not None:
             return "refused", REFUSED_RETRY_SECONDS
-        return "ok", seconds_until_stalled(model, snapshot, now)
+        due = [seconds_until_stalled(model, snapshot, now), plan.trial.again]
+        return "ok", min((seconds for seconds in due if seconds is not None), default=None)
 
-    def _facts(self, model: VLLMModel) -> Facts:
-        status = model.status
-        pin = ImagePin(status.image_default_for, status.image) if status.image_default_for else None
-        claim = ObjectKey(model.metadata.namespace, names.cache_name(model.metadata.name))
-        owned = self._world.owned_children(model.metadata.key, model.metadata.uid)
-        return Facts(
-            nodes=self._world.nodes(),
-            live=live_deployment(self._workload(model)),
-            pin=pin,
-            claim=live_claim(self._world.child(CLAIMS, claim)),
-            jobs={key_of(body).name: live_job(body) for kind, body in owned if kind is JOBS},
-            engine_key=self._engine_key(model.metadata),
-        )
+    async def _warn(self, model: VLLMModel, plan: Plan) -> VLLMModel:
+        """Before the pods that serve are ended: who looks shall know what is about to happen, and why.
 
-    def _workload(self, model: VLLMModel) -> Body | None:
-        """The live object that makes the pods."""
-        namespace, name = model.metadata.key
-        if model.spec.nodes > 1:
-            return self._world.child(GROUPS, ObjectKey(namespace, names.group_name(name)))
-        return self._world.child(DEPLOYMENTS, ObjectKey(namespace, names.engine_name(name)))
+        Conditions alone; the edit is not acted on yet.
+        """
+        before, now = model.status, self._clock.now()
+        ahead = observe(model, self._survey.snapshot(model, plan, None), now)
+        if (ready := ahead.condition("Ready")) is None or ready.reason != Reason.ROLLING_OUT:
+            return model
+        warned = before.model_copy(update={"conditions": ahead.conditions})
+        return model.model_copy(update={"status": await self._write(model.metadata, before, warned)})
 
-    def _snapshot(self, model: VLLMModel, manifests: tuple[Body, ...], refusal: Refusal | None) -> Snapshot:
-        key = model.metadata.key
-        wanted = next(body for body in manifests if body["kind"] in WORKLOADS)
-        template = pod_template_of(wanted)
-        return Snapshot(
-            deployment=self._workload(model),
-            pods=self._world.pods(key, model.metadata.uid),
-            workers=self._world.pods(key, model.metadata.uid, names.WORKER),
-            template_hash=template["metadata"]["annotations"][names.ANNOTATION_TEMPLATE_HASH],
-            image=template["spec"]["containers"][0]["image"],
-            gpu_resource=gpu_resource(model.spec, self._settings),
-            granted=self._world.fleet.granted(key),
-            adapters=self._world.fleet.granted_adapters(key),
-            refusal=refusal,
-            hint=self._hint(model, template["spec"]),
-            rollout=wanted["metadata"]["annotations"].get(names.ANNOTATION_ROLLOUT, ""),
-        )
+    def _plan(self, model: VLLMModel) -> Plan:
+        """Raises SpecError. A rollout that no edit asked for may have to wait for its turn."""
+        facts, trial = self._survey.facts(model, self._clock.now())
+        manifests = render(model, self._settings, facts)
+        key, upgrades = model.metadata.key, self._world.upgrades
+        held = held_back(model.spec, manifests, facts)
+        if held or model.paused or not starts_upgrade(manifests, facts):
+            upgrades.forget(key)
+            return Plan(tuple(body for body in manifests if body not in held), (), facts, trial, tuple(held))
+        return Plan(*split(manifests, waits=not upgrades.enter(key)), facts, trial)
 
-    def _hint(self, model: VLLMModel, pod: Body) -> str:
-        """The node with the most free GPUs: what a person compares the request with."""
-        nodes = self._world.nodes()
-        if nodes is None or model.spec.gpu_count == 0:
-            return ""
-        resource = gpu_resource(model.spec, self._settings)
-        fitting = suitable_nodes(pod, nodes)
-        if not fitting:
-            return "No node matches the selectors and taints."
-        best = min(fitting, key=lambda node: (-node.free.get(resource, 0), node.name))
-        free = max(best.free.get(resource, 0), 0)
-        return f"The model asks for {model.spec.gpu_count} per pod; {best.name} has most free: {free}."
+    async def _ensure_engine_key(self, model: VLLMModel, plan: Plan) -> None:
+        """Where the pods that are to run now refer to it; others have that of their own revision."""
+        if not (key := self._engine_key(model.metadata)):
+            return
+        secret = engine_key_manifest(model, key)
+        if plan.workload in plan.wanted and refers_to(plan.workload, key_of(secret).name):
+            live = self._survey.workload(model)
+            await self._children.ensure_engine_key(model.metadata, secret, live)
+
+    async def _tell_repairs(self, meta: Metadata, repaired: tuple[str, ...]) -> None:
+        for text in repaired:
+            log.info("drift repaired", extra={"model": str(meta.key), "detail": text})
+            event = Event("Warning", DRIFT_REPAIRED, f"set back what another hand changed: {text}", True)
+            await self._recorder.record(meta, event, self._clock.now())
 
     def _name_conflict(self, key: ModelKey) -> Refusal | None:
         denied = [
@@ -188,10 +176,10 @@ class Reconciler:
         instead = f"Ask for {key} ({key}:<adapter> for an adapter), or change the name"
         return Refusal(Reason.NAME_CONFLICT, f"{'; '.join(denied)}. {instead}")
 
-    async def _write(self, meta: Metadata, before: Status, after: Status) -> None:
-        """Only when something in it changes. A model that is gone needs no status."""
+    async def _write(self, meta: Metadata, before: Status, after: Status) -> Status:
+        """Only when something in it changes. A model that is gone needs no status. Returns what stands."""
         if after == before:
-            return
+            return before
         status = after.model_dump(by_alias=True, mode="json")
         body = {
             "apiVersion": names.API_VERSION,
@@ -200,9 +188,11 @@ class Reconciler:
             "status": status,
         }
         try:
-            self._world.fleet.put(await self._api.apply(MODELS, body, uid=meta.uid, subresource="status"))
+            written = await self._api.apply(MODELS, body, uid=meta.uid, subresource="status")
         except (NotFound, Conflict):
-            return
+            return before
+        for concerned in (self._world.fleet.put(written) or set()) - {meta.key}:
+            self._world.enqueue(concerned)  # a short name may have become free
         if (waited := seconds_to_ready(before, after)) is not None:
             self._telemetry.became_ready(waited)
         for event in transitions(before, after):
@@ -210,6 +200,7 @@ class Reconciler:
                 "status", extra={"model": str(meta.key), "reason": event.reason, "detail": event.message}
             )
             await self._recorder.record(meta, event, self._clock.now())
+        return after
 
 
 def seconds_to_ready(before: Status, after: Status) -> float | None:
@@ -221,15 +212,13 @@ def seconds_to_ready(before: Status, after: Status) -> float | None:
     return (ended - began).total_seconds()
 
 
-def live_deployment(body: Body | None) -> LiveDeployment | None:
-    if body is None:
-        return None
-    annotations = body["metadata"].get("annotations") or {}
-    return LiveDeployment(
-        annotations.get(names.ANNOTATION_TEMPLATE_HASH, ""),
-        body["spec"].get("strategy") or {},
-        annotations.get(names.ANNOTATION_ROLLOUT, ""),
-    )
+def starts_upgrade(manifests: Iterable[Body], facts: Facts) -> bool:
+    """Whether applying these would replace serving pods without an edit."""
+    workload = next(body for body in manifests if body["kind"] in WORKLOADS)
+    annotations, live = workload["metadata"]["annotations"], facts.live
+    marked = annotations.get(names.ANNOTATION_UPGRADE)
+    template_hash = annotations[names.ANNOTATION_TEMPLATE_HASH]
+    return live is not None and facts.unedited and marked == template_hash != live.template_hash
 
 
 def refusal_of(error: ForeignObject | MissingApi | ApiError) -> Refusal:
@@ -242,8 +231,9 @@ def refusal_of(error: ForeignObject | MissingApi | ApiError) -> Refusal:
             f"spec.nodes needs the {error} API, which this cluster does not have: install it "
             "(https://lws.sigs.k8s.io/docs/installation/), and within a minute it is taken up by itself",
         )
+    words = scrub(error.message)  # a 422 quotes the value that it refuses
     if isinstance(error, Invalid):
-        return Refusal(Reason.INVALID_SPEC, f"the API server refuses it: {error.message}")
-    if _LACKS_RIGHT.search(error.message):
-        return Refusal(Reason.API_ERROR, f"the operator lacks a right: {error.message}", lasting=False)
-    return Refusal(Reason.QUOTA_EXCEEDED, error.message)
+        return Refusal(Reason.INVALID_SPEC, f"the API server refuses it: {words}")
+    if _LACKS_RIGHT.search(words):
+        return Refusal(Reason.API_ERROR, f"the operator lacks a right: {words}", lasting=False)
+    return Refusal(Reason.QUOTA_EXCEEDED, words)

@@ -28,10 +28,18 @@ PAUSE_SECONDS = 0.2  # between two watches, so that a server that ends them at o
 
 class Source(Protocol):
     async def list(
-        self, kind: Kind, namespace: str = "", selector: str = "", *, keep: Callable[[Body], Body]
+        self,
+        kind: Kind,
+        namespace: str = "",
+        selector: str = "",
+        fields: str = "",
+        *,
+        keep: Callable[[Body], Body],
     ) -> Listing: ...
 
-    def watch(self, kind: Kind, namespace: str, selector: str, since: str) -> AsyncIterator[WatchEvent]: ...
+    def watch(
+        self, kind: Kind, namespace: str, selector: str, since: str, fields: str = ""
+    ) -> AsyncIterator[WatchEvent]: ...
 
 
 class Reflector:
@@ -49,6 +57,7 @@ class Reflector:
         *,
         namespace: str = "",
         selector: str = "",
+        fields: str = "",
         project: Callable[[Body], Body] = lambda body: body,
         backoff: Backoff | None = None,
         optional: bool = False,
@@ -59,6 +68,7 @@ class Reflector:
         self.last_activity = clock.monotonic()  # of an event, a list or a failed attempt: the loop turns
         self._source, self._clock, self._on_change, self._project = source, clock, on_change, project
         self._scope = (namespace, selector)
+        self._fields = fields
         self._backoff = backoff or Backoff(first=0.5, cap=30)
         self._optional, self._told = optional, False
         self._failures = 0
@@ -115,13 +125,13 @@ class Reflector:
             self._put(self._project(body))
 
     async def _follow(self) -> None:
-        listing = await self._source.list(self.kind, *self._scope, keep=self._project)
+        listing = await self._source.list(self.kind, *self._scope, self._fields, keep=self._project)
         self._replace(listing.items)
         self.synced.set()
         self.last_activity = self._clock.monotonic()
         version = listing.version
         while True:
-            async for event in self._source.watch(self.kind, *self._scope, version):
+            async for event in self._source.watch(self.kind, *self._scope, version, self._fields):
                 self.last_activity = self._clock.monotonic()
                 self._failures, self._told = 0, False
                 version = event.body["metadata"].get("resourceVersion", version)

@@ -156,6 +156,16 @@ class Settings(Section):
     max_concurrent_reconciles: Annotated[int, Field(ge=1, le=256)] = Field(
         8, description="Models worked on at once; one model never twice."
     )
+    max_concurrent_rollouts: Annotated[int, Field(ge=1, le=1000)] = Field(
+        1,
+        description="Serving models whose pods are replaced at once without an edit of theirs: by a newer "
+        "operator, other settings or a changed Secret. Others wait as UpgradePending.",
+    )
+    secret_access: bool = Field(
+        False,
+        description="Watch the Secrets' names and versions, never their content, so that a changed token "
+        "rolls out. Needs the right to list and watch Secrets, which Kubernetes cannot narrow to that.",
+    )
     resync_seconds: Annotated[int, Field(ge=10, le=86400)] = Field(
         300, description="Between two full lists of the models, which heal what a watch missed."
     )

@@ -17,6 +17,7 @@ from vllm_operator.fleet import Fleet
 from vllm_operator.inventory import NodeLedger, slim_node, slim_pod
 from vllm_operator.kinds import (
     CHILDREN,
+    DEPLOYMENTS,
     NODES,
     PODS,
     Body,
@@ -28,8 +29,10 @@ from vllm_operator.kinds import (
 from vllm_operator.names import ModelKey
 from vllm_operator.ownership import slimmed
 from vllm_operator.reflector import Reflector, Source
-from vllm_operator.render.facts import Node
+from vllm_operator.render.facts import Holder, Node
 from vllm_operator.settings import Settings
+from vllm_operator.surroundings import Surroundings
+from vllm_operator.upgrades import Upgrades
 
 
 class World:
@@ -47,6 +50,8 @@ class World:
         self._reflectors: dict[tuple[Kind, str], Reflector] = {}
         self._nodes: Reflector | None = None
         self._build(source, clock)
+        self.upgrades = Upgrades(settings.max_concurrent_rollouts, self._enqueue_late)
+        self.surroundings = Surroundings(source, settings, clock, self._enqueue_late, self._model_of_pod)
 
     def _build(self, source: Source, clock: Clock) -> None:
         ours = names.LABEL_MODEL
@@ -115,8 +120,19 @@ class World:
             return None
         return self._ledger.nodes(self._nodes.table.values())
 
+    def holders(self, node: str, resource: str) -> tuple[Holder, ...]:
+        """Who holds a resource of a node, those that hold most first."""
+        return self._ledger.holders(node, resource)
+
+    def _enqueue_late(self, key: ModelKey) -> None:
+        self.enqueue(key)
+
+    def _model_of_pod(self, key: ObjectKey) -> ModelKey | None:
+        return _model_of(self._table(PODS, key.namespace).table.get(key))
+
     def _all(self) -> Iterator[Reflector]:
         yield from self._reflectors.values()
+        yield from self.surroundings.reflectors
         if self._nodes is not None:
             yield self._nodes
 
@@ -125,6 +141,8 @@ class World:
 
     def _child_changed(self, kind: Kind, old: Body | None, new: Body | None) -> None:
         for key in self._children[kind].note(old, new):
+            if kind is DEPLOYMENTS:
+                self.upgrades.note(key, new)
             self.enqueue(key)
 
     def _pod_changed(self, old: Body | None, new: Body | None) -> None:

@@ -38,6 +38,11 @@ class Gpu(Section):
         description="Only on nodes whose product label has this value: nvidia.com/gpu.product, "
         "amd.com/gpu.product-name, gpu.intel.com/product, by the resource's vendor.",
     )
+    memory: Quantity | None = Field(
+        None,
+        description="What the model needs of each GPU, weights and cache, for example 70Gi. Compared with "
+        "the nodes' label nvidia.com/gpu.memory for a warning in the status; the scheduler is not told.",
+    )
 
 
 ResourceList = Annotated[Mapping[QualifiedName, Quantity], Field(max_length=16)]

@@ -19,6 +19,11 @@ class Rollout(Section):
         description="Surge starts new pods first, InPlace stops an old one first, Recreate stops all first. "
         "Auto: Surge where a node has the GPUs, CPU and memory to spare, else InPlace.",
     )
+    rollback: Literal["Auto", "Never"] = Field(
+        "Auto",
+        description="Auto: where the previous pods had to go first and the new ones fail, within "
+        "startTimeout or for good, what last served comes back until the next edit. Never: it stays down.",
+    )
     drain_timeout: Duration | None = Field(
         None, description="How long running streams may go on in a pod that is to end. Default: 10m."
     )

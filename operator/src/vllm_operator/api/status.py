@@ -22,8 +22,11 @@ class Reason(StrEnum):
     SERVING = "Serving"
     SCALED_TO_ZERO = "ScaledToZero"
     ROLLING_OUT = "RollingOut"
+    ROLLED_BACK = "RolledBack"
+    UPGRADE_PENDING = "UpgradePending"
     ACCEPTED = "Accepted"
     PAUSED = "Paused"
+    FOREIGN_AUTOSCALER = "ForeignAutoscaler"
     STARTING = "Starting"
     PULLING = "Pulling"
     DOWNLOADING = "Downloading"
@@ -35,11 +38,15 @@ class Reason(StrEnum):
     CRASH_LOOPING = "CrashLooping"
     OUT_OF_MEMORY = "OutOfMemory"
     ENGINE_ERROR = "EngineError"
+    WRONG_FLAG = "WrongFlag"
+    MODEL_ACCESS_DENIED = "ModelAccessDenied"
     DOWNLOAD_FAILED = "DownloadFailed"
     INVALID_SPEC = "InvalidSpec"
     NAME_CONFLICT = "NameConflict"
     CHILD_CONFLICT = "ChildConflict"
     MISSING_SECRET = "MissingSecret"  # noqa: S105
+    MISSING_CONFIG_MAP = "MissingConfigMap"
+    MISSING_VOLUME = "MissingVolume"
     MISSING_API = "MissingAPI"
     QUOTA_EXCEEDED = "QuotaExceeded"
     API_ERROR = "APIError"
@@ -49,8 +56,14 @@ DESCRIPTIONS: dict[Reason, str] = {
     Reason.SERVING: "Every wanted replica is ready.",
     Reason.SCALED_TO_ZERO: "No replica is wanted, and none runs.",
     Reason.ROLLING_OUT: "The previous revision serves while the new one starts.",
+    Reason.ROLLED_BACK: "The newest spec did not come up, so the one that last served is back. Edit the spec "
+    "to try again; see rollout.rollback.",
+    Reason.UPGRADE_PENDING: "The operator would replace the pods without an edit of yours, and waits for its "
+    "turn: settings.maxConcurrentRollouts.",
     Reason.ACCEPTED: "The spec is valid and its objects are in the cluster.",
     Reason.PAUSED: "The annotation vllm-fleet.dev/paused stops reconciliation. Remove it to go on.",
+    Reason.FOREIGN_AUTOSCALER: "A HorizontalPodAutoscaler targets the Deployment, whose replicas are the "
+    "operator's. Let it target the VLLMModel.",
     Reason.STARTING: "The pods are being made.",
     Reason.PULLING: "The node pulls the image or mounts the volumes.",
     Reason.DOWNLOADING: "The prefetch Job downloads the weights; the message says how much, since when.",
@@ -63,12 +76,17 @@ DESCRIPTIONS: dict[Reason, str] = {
     Reason.OUT_OF_MEMORY: "The kernel killed the engine, or CUDA had no memory left. Raise "
     "resources.limits.memory, or lower engine.maxModelLen or engine.gpuMemoryUtilization.",
     Reason.ENGINE_ERROR: "The engine ended with an error; the message holds its last line.",
+    Reason.WRONG_FLAG: "vLLM refuses its command line: mend engine.extraArgs, or the flag's field.",
+    Reason.MODEL_ACCESS_DENIED: "Hugging Face does not give the model out: check spec.model, the token in "
+    "source.huggingFace.tokenSecret, and that its account has accepted the model's terms.",
     Reason.DOWNLOAD_FAILED: "The prefetch Job cannot get the weights; the message says why: the token, the "
     "name, the revision, or the room in the cache. It tries again by itself.",
     Reason.INVALID_SPEC: "A field is wrong; the message says how to mend it. What runs is left as it is.",
     Reason.NAME_CONFLICT: "An older model of another namespace holds a short name; <namespace>/<name> works.",
     Reason.CHILD_CONFLICT: "An object of the child's name exists that this model does not own.",
-    Reason.MISSING_SECRET: "A Secret or ConfigMap that the pods refer to is not there, or lacks the key.",
+    Reason.MISSING_SECRET: "A Secret that the pods refer to is not there, or lacks the key.",
+    Reason.MISSING_CONFIG_MAP: "A ConfigMap that the pods refer to is not there, or lacks the key.",
+    Reason.MISSING_VOLUME: "A PersistentVolumeClaim that the pods refer to is not there.",
     Reason.MISSING_API: "The cluster lacks an API that the model needs; the message says how to install it.",
     Reason.QUOTA_EXCEEDED: "A quota, a LimitRange or an admission policy refuses an object or its pods.",
     Reason.API_ERROR: "The API server refused or could not be reached; the operator tries again by itself.",
@@ -90,6 +108,15 @@ class Condition(Section):
         description="When status last changed.", json_schema_extra={"format": "date-time"}
     )
     observed_generation: Annotated[int, Field(ge=0)] = Field(0, description="Generation that was judged.")
+
+
+class Served(Section):
+    """What last served: at least one ready pod."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    generation: Annotated[int, Field(ge=0)] = Field(0, description="Generation of the spec.")
+    template: Annotated[str, Field(max_length=64)] = Field("", description="Hash of the pod template.")
 
 
 class Status(Section):
@@ -122,6 +149,10 @@ class Status(Section):
         "", description="Device whose default image is pinned; empty where spec.image is set."
     )
     gpus: Annotated[int, Field(ge=0)] = Field(0, description="GPUs of all wanted replicas.")
+    last_served: Served = Field(
+        Served(),
+        description="What last served, to which a failed rollout without a serving revision returns.",
+    )
     conditions: tuple[Condition, ...] = Field(
         (),
         max_length=8,

@@ -7,10 +7,11 @@ is true while something changes by itself, Stalled where nothing will change wit
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from vllm_operator import names
-from vllm_operator.api.status import Condition, ConditionType, Reason, Status
+from vllm_operator.api.status import Condition, ConditionType, Reason, Served, Status
 from vllm_operator.api.v1alpha1 import Metadata, VLLMModel
 from vllm_operator.errors import clip
 from vllm_operator.observe.pods import (
@@ -22,14 +23,29 @@ from vllm_operator.observe.pods import (
     is_terminating,
     pod_finding,
     template_hash,
+    uid,
     worst,
 )
 from vllm_operator.observe.prefetch import prefetch_finding
+from vllm_operator.render.facts import RolledBack
 
 __all__ = ["Refusal", "Snapshot", "observe", "observe_refused", "seconds_until_stalled"]
 
-_STALLED_AT_ONCE = {Reason.MISSING_SECRET, Reason.QUOTA_EXCEEDED, Reason.DOWNLOAD_FAILED}
-_STALLED_LATE = {Reason.IMAGE_PULL_FAILED, Reason.CRASH_LOOPING, Reason.OUT_OF_MEMORY, Reason.ENGINE_ERROR}
+_STALLED_AT_ONCE = {
+    Reason.MISSING_SECRET,
+    Reason.MISSING_CONFIG_MAP,
+    Reason.MISSING_VOLUME,
+    Reason.QUOTA_EXCEEDED,
+    Reason.WRONG_FLAG,
+    Reason.DOWNLOAD_FAILED,
+}
+_STALLED_LATE = {
+    Reason.IMAGE_PULL_FAILED,
+    Reason.CRASH_LOOPING,
+    Reason.OUT_OF_MEMORY,
+    Reason.ENGINE_ERROR,
+    Reason.MODEL_ACCESS_DENIED,
+}
 
 
 @dataclass(frozen=True)
@@ -40,14 +56,24 @@ class Refusal:
     message: str
     lasting: bool = True
 
+    @property
+    def keeps_the_old(self) -> bool:
+        """Without its names a model is as it should be; every other refusal leaves what was there before."""
+        return self.reason is not Reason.NAME_CONFLICT
+
 
 @dataclass(frozen=True)
 class Snapshot:
     """What was read of one model's children, and what was decided for it.
 
-    `pods` are the model's engines, `workers` the pods that they are spread over; `prefetch` are those of the
-    Job that they wait for, None where they wait for none. `template_hash` is that of the wanted pod template;
-    `hint` is added to InsufficientGPU, and `rollout` (why Auto did not surge) to RollingOut.
+    `pods` are the model's engines, `workers` the pods that they are spread over, `warnings` the kubelet's
+    last words about them, by uid; `prefetch` are those of the Job that they wait for, None for none.
+    `template_hash` is that of the pod template that is to run: of the wanted one, unless `rolled_back` says
+    why that is not so. `way_back` is the generation that comes back if the wanted one fails, 0 for none.
+    `fit` is why no node has the GPUs, as far as is known, `advice` what a person had better know although
+    nothing is wrong yet, and `rollout` why Auto did not surge.
+    `upgrade_pending`: other pods are wanted, and wait for their turn. `autoscaler` is the name of one that
+    targets the Deployment.
     """
 
     deployment: Body | None = None
@@ -58,8 +84,14 @@ class Snapshot:
     granted: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
     refusal: Refusal | None = None
-    hint: str = ""
+    fit: str = ""
+    advice: str = ""
     rollout: str = ""
+    warnings: Mapping[str, str] = field(default_factory=dict)
+    rolled_back: RolledBack | None = None
+    way_back: int = 0
+    upgrade_pending: bool = False
+    autoscaler: str = ""
     prefetch: tuple[Body, ...] | None = None
     workers: tuple[Body, ...] = ()
 
@@ -75,21 +107,28 @@ class _Verdict:
 
 def observe(model: VLLMModel, snapshot: Snapshot, now: datetime.datetime) -> Status:
     verdict = _verdict(model, snapshot, now)
+    if snapshot.rolled_back is not None:
+        verdict = _turned_back(verdict, snapshot.rolled_back, snapshot.way_back)
     refusal = snapshot.refusal
-    accepted = refusal or Refusal(*_acceptance(model))
-    if refusal is not None and refusal.reason is not Reason.NAME_CONFLICT:
+    accepted = refusal or Refusal(*_acceptance(model, snapshot))
+    if refusal is not None and refusal.keeps_the_old:
         verdict = _refused(verdict, refusal)
     elif refusal is not None and verdict.progress is None:
-        verdict = _Verdict(verdict.ready, verdict.reason, verdict.message, _finding(refusal), stalled=True)
+        verdict = replace(verdict, progress=_finding(refusal), stalled=True)
+    elif snapshot.upgrade_pending and verdict.progress is None:
+        verdict = replace(verdict, progress=Finding(Reason.UPGRADE_PENDING, _UPGRADE_PENDING))
     conditions = _conditions(verdict, accepted, refused=refusal is not None)
+    status = _status(model.metadata, model.status, snapshot, conditions, now)
+    if refusal is not None and refusal.keeps_the_old and model.status.observed_generation:
+        return status
     facts = {
         "image": snapshot.image,
         "image_default_for": "" if model.spec.image else model.spec.device,
         "gpus": model.spec.gpu_count * model.spec.nodes * model.spec.wanted_replicas,
-        "served_names": snapshot.granted,
         "adapters": snapshot.adapters,
+        "last_served": _last_served(model, snapshot),
     }
-    return _status(model.metadata, model.status, snapshot, conditions, now).model_copy(update=facts)
+    return status.model_copy(update=facts)
 
 
 def observe_refused(
@@ -109,15 +148,48 @@ def seconds_until_stalled(model: VLLMModel, snapshot: Snapshot, now: datetime.da
     return max(1.0, model.spec.start_seconds - _seconds_tried(snapshot, now))
 
 
-def _acceptance(model: VLLMModel) -> tuple[Reason, str]:
+_UPGRADE_PENDING = (
+    "a newer operator, its settings or a changed Secret ask for other pods; they are replaced when models "
+    "before this one have been (settings.maxConcurrentRollouts)"
+)
+
+
+def _last_served(model: VLLMModel, snapshot: Snapshot) -> Served:
+    if not any(is_ready(pod) and template_hash(pod) == snapshot.template_hash for pod in snapshot.pods):
+        return model.status.last_served
+    generation = snapshot.way_back if snapshot.rolled_back is not None else model.metadata.generation
+    return Served(generation=generation, template=snapshot.template_hash)
+
+
+def _turned_back(verdict: _Verdict, failed: RolledBack, good: int) -> _Verdict:
+    """Ready is about serving, whatever serves; that the newest spec does not is for a person to mend."""
+    back = f"generation {failed.generation} failed ({failed.why})"
+    if verdict.progress is None and verdict.ready:
+        message = f"{back}; generation {good} serves again. Edit the spec to try anew"
+        return _Verdict(True, Reason.ROLLED_BACK, message, Finding(Reason.ROLLED_BACK, message), stalled=True)
+    message = f"{back}; generation {good} comes back: {verdict.message}"
+    return replace(verdict, reason=Reason.ROLLED_BACK, message=message)
+
+
+def _acceptance(model: VLLMModel, snapshot: Snapshot) -> tuple[Reason, str]:
     if model.paused:
         return Reason.PAUSED, f"not reconciled until the annotation {names.ANNOTATION_PAUSED} is removed"
+    if snapshot.autoscaler:
+        return Reason.FOREIGN_AUTOSCALER, _foreign(model.metadata.name, snapshot.autoscaler)
     if model.spec.autoscaling is not None:
         return (
             Reason.ACCEPTED,
             f"autoscaling is not in force yet: held at {model.spec.wanted_replicas} replicas",
         )
-    return Reason.ACCEPTED, ""
+    return Reason.ACCEPTED, snapshot.advice
+
+
+def _foreign(model: str, autoscaler: str) -> str:
+    return (
+        f"HorizontalPodAutoscaler {autoscaler} targets Deployment {names.engine_name(model)}, whose replicas "
+        "are set back to the model's: let its scaleTargetRef name "
+        f"{names.KIND} {model} of {names.API_VERSION}"
+    )
 
 
 def _verdict(model: VLLMModel, snapshot: Snapshot, now: datetime.datetime) -> _Verdict:
@@ -132,10 +204,13 @@ def _verdict(model: VLLMModel, snapshot: Snapshot, now: datetime.datetime) -> _V
     finding = _progress(snapshot, alive) if snapshot.prefetch is None else prefetch_finding(snapshot.prefetch)
     tried = _seconds_tried(snapshot, now)
     late = finding.reason in _STALLED_LATE and tried >= model.spec.start_seconds
-    stalled = late or finding.reason in _STALLED_AT_ONCE
+    # Where the last good spec comes back by itself, no person is needed yet.
+    returns = bool(snapshot.way_back) and snapshot.rolled_back is None and not alive_elsewhere(snapshot)
+    stalled = (late or finding.reason in _STALLED_AT_ONCE) and not returns
     if serving:
         message = f"{len(current)} of {wanted} replicas serve the current spec; {len(serving)} serve in all"
         message += _in_place(snapshot)
+        message += f"; if it fails, generation {snapshot.way_back} comes back" if snapshot.way_back else ""
         return _Verdict(True, Reason.ROLLING_OUT, message, finding, stalled)
     return _Verdict(False, finding.reason, finding.message, finding, stalled)
 
@@ -156,14 +231,26 @@ def _progress(snapshot: Snapshot, alive: list[Body]) -> Finding:
         for pod in snapshot.workers
         if not is_terminating(pod) and template_hash(pod) == snapshot.template_hash
     ]
-    found = [pod_finding(pod, snapshot.gpu_resource) for pod in current if not is_ready(pod)]
+    found = [
+        pod_finding(pod, snapshot.gpu_resource, snapshot.warnings.get(uid(pod), ""))
+        for pod in current
+        if not is_ready(pod)
+    ]
     if not found and len(snapshot.pods) > len(alive):
         draining = len(snapshot.pods) - len(alive)
         return Finding(Reason.DRAINING, f"{draining} pods end before others begin{_in_place(snapshot)}")
     finding = worst(found) if found else deployment_finding(snapshot.deployment)
-    if finding.reason is Reason.INSUFFICIENT_GPU and snapshot.hint:
-        return Finding(finding.reason, f"{finding.message} {snapshot.hint}", finding.since)
+    told_ahead = finding.reason is Reason.STARTING and not alive  # the scheduler has the word, once it speaks
+    if snapshot.fit and (told_ahead or finding.reason is Reason.INSUFFICIENT_GPU):
+        return Finding(finding.reason, f"{finding.message} {snapshot.fit}", finding.since)
     return finding
+
+
+def alive_elsewhere(snapshot: Snapshot) -> bool:
+    """Whether pods of another revision live, which serve or will again without anybody's help."""
+    return any(
+        not is_terminating(pod) and template_hash(pod) != snapshot.template_hash for pod in snapshot.pods
+    )
 
 
 def _in_place(snapshot: Snapshot) -> str:
@@ -213,6 +300,7 @@ def _status(
         update={
             "observed_generation": meta.generation,
             "replicas": sum(not is_terminating(pod) for pod in snapshot.pods),
+            "served_names": snapshot.granted,
             "ready_replicas": sum(is_ready(pod) for pod in snapshot.pods),
             "selector": selector,
             "endpoint": f"http://{names.engine_name(meta.name)}.{meta.namespace}.svc:{names.ENGINE_PORT}",

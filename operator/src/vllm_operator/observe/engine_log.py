@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
+from vllm_operator.api.status import Reason
 from vllm_operator.errors import clip
 
 MAX_LINE = 400
@@ -31,9 +33,15 @@ _SECRETS = (
 )
 
 
+# A flag and its value, in a command line or a JSON list of arguments.
+_SECRET_FLAG = re.compile(
+    r"(?i)(--[a-z-]*(?:token|secret|password|api[-_]key)['\"]?,?\s+['\"]?)(?!-)[^\s'\",]+"
+)
+
+
 def scrub(text: str) -> str:
     """Without terminal codes and without what looks like a credential."""
-    text = _ANSI.sub("", text)
+    text = _SECRET_FLAG.sub(r"\1[redacted]", _ANSI.sub("", text))
     for pattern in _SECRETS:
         text = pattern.sub(lambda found: f"{found[1] if _keeps_name(found) else ''}[redacted]", text)
     return text
@@ -59,3 +67,54 @@ def _told_at(lines: list[str], at: int) -> str:
     if not below:
         return lines[at]
     return below[0] if _GIVEN.search(below[0]) else ": ".join(below)
+
+
+@dataclass(frozen=True)
+class Cause:
+    """What the last words of an engine amount to, and what a person can do about it."""
+
+    pattern: re.Pattern[str]
+    reason: Reason
+    advice: str
+
+
+# The first that matches anywhere in the words: the telling line need not be the last one.
+CAUSES = (
+    # argparse, which vLLM ends with code 2
+    Cause(
+        re.compile(
+            r"error: (unrecognized arguments|argument |ambiguous option|the following arguments are required)"
+        ),
+        Reason.WRONG_FLAG,
+        "mend engine.extraArgs, or the field of that flag",
+    ),
+    # Also when the weights leave no room for the KV cache: the same fields mend it.
+    Cause(
+        re.compile(
+            r"out of memory|OutOfMemoryError|\bOOM\b|No available memory|available KV cache memory",
+            re.IGNORECASE,
+        ),
+        Reason.OUT_OF_MEMORY,
+        "lower engine.maxModelLen, engine.maxNumSeqs or engine.gpuMemoryUtilization, or use more GPUs",
+    ),
+    # huggingface_hub's GatedRepoError is a 403, or a 401 where there is no token
+    Cause(
+        re.compile(r"gated repo|GatedRepoError|403 Client Error|is restricted\b.*\baccess", re.IGNORECASE),
+        Reason.MODEL_ACCESS_DENIED,
+        "accept the model's terms on huggingface.co with the account of source.huggingFace.tokenSecret",
+    ),
+    # and it answers 401 for a repository that does not exist, too
+    Cause(
+        re.compile(
+            r"401 Client Error|RepositoryNotFoundError|not a valid model identifier|Invalid (user|username)",
+            re.IGNORECASE,
+        ),
+        Reason.MODEL_ACCESS_DENIED,
+        "check spec.model, and the token in source.huggingFace.tokenSecret: the model does not exist, or is "
+        "not shown to this token",
+    ),
+)
+
+
+def cause_of_death(words: str) -> Cause | None:
+    return next((cause for cause in CAUSES if cause.pattern.search(words)), None)

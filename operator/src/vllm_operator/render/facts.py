@@ -18,22 +18,55 @@ class Taint:
 
 @dataclass(frozen=True)
 class Node:
-    """A node and what no pod on it has asked for, in the units of render.requests."""
+    """A node, what no pod on it has asked for and what it has in all, in the units of render.requests."""
 
     name: str
     labels: Mapping[str, str]
     taints: tuple[Taint, ...]
     schedulable: bool
     free: Mapping[str, int]
+    offers: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A pod that holds some of a node's resource, and how much."""
+
+    namespace: str
+    name: str
+    count: int
+
+
+@dataclass(frozen=True)
+class GoodTemplate:
+    """A pod template that has served, as it stood in the Deployment, and of which generation it was."""
+
+    generation: int
+    template_hash: str
+    template: Manifest
+
+
+@dataclass(frozen=True)
+class RolledBack:
+    """The pod template that failed and was taken back, of which generation it was, and why."""
+
+    template_hash: str
+    generation: int
+    why: str
 
 
 @dataclass(frozen=True)
 class LiveDeployment:
-    """What a rollout in progress was decided on: the pod template's hash and the strategy as it stands."""
+    """What stands in the cluster, and what earlier decisions left there. See annotations.py for those."""
 
     template_hash: str
     strategy: Mapping[str, Any]
     why: str = ""
+    template: Manifest | None = None
+    good: GoodTemplate | None = None
+    rolled_back: RolledBack | None = None
+    upgrade: str = ""
+    secrets: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,12 +99,19 @@ class LiveJob:
 @dataclass(frozen=True)
 class Facts:
     """`nodes` is None where the operator may not list nodes or does not count GPUs. `jobs` are by name.
+
+    `failed`: the live pod template has just been found to fail, with nothing else serving. `unedited`: the
+    spec has not changed since it was last acted on, and pods serve; so what changes them is the operator's.
+    `secrets`: resourceVersion by name of the namespace's Secrets, None where the operator may not see them.
     `engine_key` is empty where engines ask for none.
     """
 
     nodes: tuple[Node, ...] | None = None
     live: LiveDeployment | None = None
     pin: ImagePin | None = None
+    failed: RolledBack | None = None
+    unedited: bool = False
+    secrets: Mapping[str, str] | None = None
     claim: LiveClaim | None = None
     jobs: Mapping[str, LiveJob] = field(default_factory=dict)
     engine_key: str = field(default="", repr=False)

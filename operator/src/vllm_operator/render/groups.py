@@ -10,9 +10,11 @@ from typing import Any
 
 from vllm_operator import names
 from vllm_operator.api.v1alpha1 import VLLMModel
+from vllm_operator.render.annotations import secrets_annotation
 from vllm_operator.render.args import worker_args
 from vllm_operator.render.facts import Facts, Manifest
 from vllm_operator.render.rollout import rollout_choice
+from vllm_operator.render.secrets import versions_seen
 from vllm_operator.render.workload import checked_template, child
 from vllm_operator.settings import Settings
 
@@ -47,7 +49,11 @@ def group_manifest(model: VLLMModel, settings: Settings, facts: Facts) -> Manife
     manifest = child(
         "leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet", model, names.group_name(model.metadata.name)
     )
-    manifest["metadata"]["annotations"] = {names.ANNOTATION_TEMPLATE_HASH: template_hash, **said}
+    manifest["metadata"]["annotations"] = {
+        names.ANNOTATION_TEMPLATE_HASH: template_hash,
+        **said,
+        **secrets_annotation(versions_seen(leader["spec"], facts)),
+    }
     manifest["spec"] = {
         "replicas": spec.wanted_replicas,
         "rolloutStrategy": {

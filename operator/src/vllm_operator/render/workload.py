@@ -10,11 +10,14 @@ from collections.abc import Iterable
 from vllm_operator import names
 from vllm_operator.api.v1alpha1 import VLLMModel
 from vllm_operator.errors import SpecError
+from vllm_operator.render.annotations import secrets_annotation
 from vllm_operator.render.facts import Facts, Manifest
 from vllm_operator.render.merge import merged
 from vllm_operator.render.pod import pod_template, termination_grace_seconds
 from vllm_operator.render.policy import Review, policy_problems
+from vllm_operator.render.rollback import remembered, turned_back, upgrade_mark, way_back
 from vllm_operator.render.rollout import rollout_choice
+from vllm_operator.render.secrets import versions_seen, with_secret_versions
 from vllm_operator.settings import Peer, Settings
 
 PROGRESS_SLACK_SECONDS = 60
@@ -38,11 +41,19 @@ def engine_image(model: VLLMModel, settings: Settings, facts: Facts) -> str:
 
 def deployment_manifest(model: VLLMModel, settings: Settings, facts: Facts) -> Manifest:
     spec = model.spec
-    template, template_hash = checked_template(model, settings, facts)
+    wanted, wanted_hash = checked_template(model, settings, facts)
+    seen = versions_seen(wanted["spec"], facts)
+    back = way_back(facts, spec, wanted_hash)
+    template, template_hash = (back[1].template, back[1].template_hash) if back else (wanted, wanted_hash)
     manifest = child("apps/v1", "Deployment", model)
     choice = rollout_choice(spec, template["spec"], facts, template_hash)
-    said = {names.ANNOTATION_ROLLOUT: choice.why} if choice.why else {}
-    manifest["metadata"]["annotations"] = {names.ANNOTATION_TEMPLATE_HASH: template_hash, **said}
+    manifest["metadata"]["annotations"] = {
+        names.ANNOTATION_TEMPLATE_HASH: template_hash,
+        **({names.ANNOTATION_ROLLOUT: choice.why} if choice.why else {}),
+        **(turned_back(back) if back else remembered(facts, spec, wanted_hash, model.status.last_served)),
+        **upgrade_mark(facts, wanted_hash),
+        **secrets_annotation(seen),
+    }
     manifest["spec"] = {
         "replicas": spec.wanted_replicas,
         "selector": {"matchLabels": names.selector_labels(model.metadata.name)},
@@ -77,6 +88,7 @@ def checked_template(model: VLLMModel, settings: Settings, facts: Facts) -> tupl
     )
     if problems := tuple(policy_problems(review)):
         raise SpecError(problems)
+    template = with_secret_versions(template, versions_seen(template["spec"], facts))
     template_hash = digest(template)
     meta = template["metadata"]
     marks = {**meta.get("annotations", {}), names.ANNOTATION_TEMPLATE_HASH: template_hash}
