@@ -18,9 +18,9 @@ demo-down: ## Remove the demo and the cluster it made
 	$(DRIVER) down
 
 ##@ Develop (Python only)
-.PHONY: setup lock fmt lint test bench generate verify run-gateway
+.PHONY: setup lock fmt lint test bench bench-operator generate verify run-gateway
 setup: .venv/ready ## Make .venv with every pinned dependency and both packages
-.venv/ready: requirements/dev.txt gateway/pyproject.toml operator/pyproject.toml
+.venv/ready: requirements/dev.txt tests/javascript/package-lock.json gateway/pyproject.toml operator/pyproject.toml
 	$(PYTHON) hack/setup_venv.py
 
 lock: ## Pin requirements/*.in again, with hashes and without index addresses
@@ -36,6 +36,7 @@ lint: setup ## ruff, mypy strict, import layers, sizes, YAML
 	$(BIN)/mypy operator/src
 	$(BIN)/mypy hack
 	cd k8s/local && ../../$(BIN)/mypy --config-file ../../pyproject.toml driver
+	cd bench/operator && ../../$(BIN)/mypy --config-file ../../pyproject.toml .
 	$(BIN)/mypy tests
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python hack/check_sizes.py gateway/src operator/src hack k8s/local tests bench
@@ -44,8 +45,17 @@ lint: setup ## ruff, mypy strict, import layers, sizes, YAML
 test: setup ## Unit, golden, component, contract and chart tests
 	$(BIN)/pytest -m "not e2e"
 
-bench: setup ## What a relayed event costs, beside nginx in the same run (needs nginx)
-	$(BIN)/python bench/gateway
+bench: setup .venv/bench/ready ## What streams cost, beside nginx (needed on PATH) and vllm-router, into docs/benchmarks.md
+	$(BIN)/python bench/gateway --write
+.venv/bench/ready: requirements/bench.txt
+	$(PYTHON) -m venv .venv/bench
+	.venv/bench/bin/pip install -q --disable-pip-version-check --require-hashes -r requirements/bench.txt
+	@touch $@
+
+bench-operator: setup ## What hundreds of models cost the operator, beside a bare loop (makes a cluster; KUBE_API_QPS=500)
+	KUBE_API_QPS=$${KUBE_API_QPS:-500} $(DRIVER) up
+	$(DRIVER) kwok up --nodes 260 --gpus 8
+	KUBECONFIG=$$($(DRIVER) kubeconfig) KUBE_API_QPS=$${KUBE_API_QPS:-500} $(BIN)/python bench/operator --write docs/benchmarks.md
 
 generate: setup ## Write the generated files: CRD, k8s/install.yaml, dashboard copies
 	$(BIN)/python hack/generate.py

@@ -12,13 +12,14 @@ import yaml
 
 import chart_values
 import helm
+import json_schema
 
 CHART = helm.CHART.relative_to(helm.ROOT)
 Files = dict[Path, str]
 KIND_ORDER = (
     *("Namespace", "CustomResourceDefinition", "ServiceAccount", "ConfigMap"),
     *("ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"),
-    *("Service", "Deployment", "PodDisruptionBudget"),
+    *("NetworkPolicy", "Service", "Deployment", "PodDisruptionBudget"),
 )
 HELM_LABELS = ("helm.sh/chart", "app.kubernetes.io/managed-by")
 INSTALL_HEADER = """\
@@ -83,6 +84,16 @@ def values_schema(operator: chart_values.Schema, gateway: chart_values.Schema) -
     return {CHART / "values.schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n"}
 
 
+def models_schema(crd: helm.Manifest) -> Files:
+    """values.schema.json of vllm-models, with the definition's own schema of a spec."""
+    (version,) = crd["spec"]["versions"]
+    spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    values = chart_values.read_values((helm.MODELS_CHART / "values.yaml").read_text())
+    schema = chart_values.values_schema(values, {"model": json_schema.plain_json_schema(spec)}, {})
+    path = helm.MODELS_CHART.relative_to(helm.ROOT) / "values.schema.json"
+    return {path: json.dumps(schema, indent=2, ensure_ascii=False) + "\n"}
+
+
 def install_manifest(generated: Files) -> Files:
     """What the chart with these generated files renders by default, without Helm's own marks."""
     release = helm.Release()
@@ -92,10 +103,15 @@ def install_manifest(generated: Files) -> Files:
         write(Path(folder), {path.relative_to(CHART.parent): text for path, text in generated.items()})
         rendered = helm.manifests(helm.find_helm(chart).template({}, release))
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": release.namespace}}
-    objects = [namespace, *(_without_helm(manifest) for manifest in rendered)]
+    objects = [namespace, *(_without_helm(manifest) for manifest in rendered if not _is_hook(manifest))]
     objects.sort(key=lambda manifest: (KIND_ORDER.index(manifest["kind"]), manifest["metadata"]["name"]))
     documents = (f"---\n{dump(manifest)}" for manifest in objects)
     return {Path("k8s/install.yaml"): INSTALL_HEADER + "".join(documents)}
+
+
+def _is_hook(manifest: helm.Manifest) -> bool:
+    """Whether only Helm would know what to do with it."""
+    return "helm.sh/hook" in manifest["metadata"].get("annotations", {})
 
 
 def _without_helm(manifest: helm.Manifest) -> helm.Manifest:

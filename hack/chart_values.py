@@ -48,6 +48,8 @@ DEFINITIONS: Schema = {
         "additionalProperties": False,
     },
     "digest": {"type": "string", "pattern": "^(sha256:[0-9a-f]{64})?$"},
+    # https://gateway-api.sigs.k8s.io/geps/gep-2257/
+    "routeDuration": {"type": "string", "pattern": "^([0-9]{1,5}(h|m|s|ms)){1,4}$"},
     "promDuration": {"type": "string", "pattern": "^(([0-9]+(ms|[smhdwy]))+)?$"},
 }
 

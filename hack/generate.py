@@ -1,10 +1,11 @@
 """Writes the committed files that are made from others; with --check, fails where one is stale.
 
 typed models of the API       -> charts/vllm-fleet/templates/crds/
-grafana/dashboards/           -> charts/vllm-fleet/dashboards/
-values.yaml, settings models  -> charts/vllm-fleet/values.schema.json
-the chart with all of these   -> k8s/install.yaml
-all of them                   -> docs/reference/
+grafana/dashboards/            -> charts/vllm-fleet/dashboards/
+values.yaml, settings models   -> charts/vllm-fleet/values.schema.json
+values.yaml, models of the API -> charts/vllm-models/values.schema.json
+the chart with all of these    -> k8s/install.yaml
+all of them                    -> docs/reference/
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def generate() -> Files:
         chart_files.crd_template(crd)
         | chart_files.dashboards()
         | chart_files.values_schema(operator, gateway)
+        | chart_files.models_schema(crd)
     )
     docs = (
         reference.values_page()

@@ -20,6 +20,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 CHART = ROOT / "charts" / "vllm-fleet"
+MODELS_CHART = ROOT / "charts" / "vllm-models"
 OLDEST_KUBERNETES = "v1.30.0"
 Values = Mapping[str, Any]
 Manifest = dict[str, Any]

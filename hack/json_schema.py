@@ -1,6 +1,7 @@
 """Pydantic's JSON schemas, made plain: no references, no titles, no `null` as an optional field's type.
 
-The chart's schema and the reference pages both read this form.
+The chart's schema and the reference pages both read this form. Kubernetes' structural schemas are turned into
+JSON Schema here too.
 """
 
 from __future__ import annotations
@@ -20,6 +21,24 @@ def settings_schema(model: type[BaseModel]) -> Schema:
     schema = model.model_json_schema(by_alias=True)
     plain = _plain(schema, schema.pop("$defs", {}))
     assert isinstance(plain, dict)
+    return plain
+
+
+def plain_json_schema(node: Any) -> Any:
+    """A structural schema of Kubernetes as JSON Schema: unknown fields refused, quantities as both of their
+    types. Rules in CEL have no counterpart and are left to the API server.
+    """
+    if isinstance(node, list):
+        return [plain_json_schema(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    plain = {key: plain_json_schema(value) for key, value in node.items() if not key.startswith("x-")}
+    if "properties" in node:  # a field may be called x-…
+        plain["properties"] = {key: plain_json_schema(value) for key, value in node["properties"].items()}
+        if not node.get("x-kubernetes-preserve-unknown-fields"):
+            plain["additionalProperties"] = False
+    if node.get("x-kubernetes-int-or-string"):
+        plain["type"] = ["integer", "string"]
     return plain
 
 

@@ -71,7 +71,8 @@ def _values_table(title: str, values: list[chart_values.Value], text: str = "") 
 def settings_page(component: str, file: str, schema: json_schema.Schema) -> Files:
     """`file` ends the sentence "the file that …"."""
     moved = yaml.safe_load((helm.CHART / "moved-values.yaml").read_text())
-    fixed = [path.rpartition(".")[2] for path in moved if path.startswith(f"{component}.config.")]
+    prefix = f"{component}.config."
+    fixed = [path.removeprefix(prefix) for path in moved if path.startswith(prefix)]
     intro = (
         f"The keys of the file that {file}; in the chart, `{component}.config`, where the chart itself sets "
         f"{', '.join(f'`{key}`' for key in fixed)}. Source: `{component}/src/vllm_{component}/settings.py`. "

@@ -1,13 +1,14 @@
 """The manifests in k8s/examples, as a reader would apply them.
 
-Proves: each is one valid VLLMModel whose file says what it is for; each renders to a Deployment that asks
-for the GPUs it names; no two share a name; no token stands in one; short names are granted without a
-conflict; the demo's model is where the CPU image has it.
+Proves: each file says what it is for and holds valid VLLMModels; each renders to a Deployment that asks for
+the devices it names; no two share a name, and only the canary's share a served name; every case that a reader
+looks for is there; no token stands in one; the demo's model is where the CPU image has it.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,46 +21,78 @@ from vllm_operator.render import render
 from vllm_operator.settings import Settings
 
 FILES = sorted((helm.ROOT / "k8s" / "examples").glob("*.yaml"))
-BODIES = {file.name: yaml.safe_load(file.read_text()) for file in FILES}
+BODIES: list[Any] = [body for file in FILES for body in yaml.safe_load_all(file.read_text())]
+MODELS = [pytest.param(body, id=body["metadata"]["name"]) for body in BODIES]
 
 
-@pytest.fixture(params=FILES, ids=lambda file: file.name)
-def file(request: pytest.FixtureRequest) -> Path:
-    return Path(request.param)
+def by_name(name: str) -> Any:
+    return next(body for body in BODIES if body["metadata"]["name"] == name)
 
 
-def deployment(body: dict[str, Any]) -> dict[str, Any]:
+def pod_spec(body: Any) -> Any:
     (found,) = [m for m in render(parse(body), Settings()) if m["kind"] == "Deployment"]
-    return dict(found)
+    return found["spec"]["template"]["spec"]
 
 
-def test_an_example_is_valid_and_explains_itself(file: Path) -> None:
+def engine_of(body: Any) -> Any:
+    (engine,) = [c for c in pod_spec(body)["containers"] if c["name"] == "engine"]
+    return engine
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_a_file_explains_itself_and_holds_no_token(file: Path) -> None:
     text = file.read_text()
     assert text.startswith("# ")
-    assert len(list(yaml.safe_load_all(text))) == 1
-    assert parse(BODIES[file.name]).served_names
+    assert not re.search(r"hf_[A-Za-z0-9]{8,}", text)
 
 
-def test_an_example_asks_for_its_gpus(file: Path) -> None:
-    spec = BODIES[file.name]["spec"]
-    (engine,) = deployment(BODIES[file.name])["spec"]["template"]["spec"]["containers"]
-    assert engine["resources"]["limits"]["nvidia.com/gpu"] == str(spec["gpu"]["count"])
-    assert engine["resources"]["requests"] == spec["resources"]["requests"]
+@pytest.mark.parametrize("body", MODELS)
+def test_a_model_is_valid_and_says_how_it_is_called(body: Any) -> None:
+    assert list(parse(body).served_names) == body["spec"]["servedNames"]
 
 
-def test_no_two_examples_collide() -> None:
-    names = [body["metadata"]["name"] for body in BODIES.values()]
-    served = [name for body in BODIES.values() for name in body["spec"]["servedNames"]]
-    assert len(names) == len(set(names))
-    assert len(served) == len(set(served))
+@pytest.mark.parametrize("body", MODELS)
+def test_a_model_asks_for_its_devices(body: Any) -> None:
+    gpu, resources = body["spec"]["gpu"], engine_of(body)["resources"]
+    assert resources["requests"] == body["spec"]["resources"]["requests"]
+    devices = {key: value for key, value in resources.get("limits", {}).items() if "/" in key}
+    resource = gpu.get("resource", "nvidia.com/gpu")
+    assert devices == ({resource: str(gpu["count"])} if gpu["count"] else {})
 
 
-def test_no_example_holds_a_token(file: Path) -> None:
-    assert not re.search(r"hf_[A-Za-z0-9]{8,}", file.read_text())
+def test_no_two_models_collide() -> None:
+    names = Counter(body["metadata"]["name"] for body in BODIES)
+    served = Counter(name for body in BODIES for name in body["spec"]["servedNames"])
+    assert max(names.values()) == 1
+    assert [name for name, count in served.items() if count > 1] == ["chat"]
+
+
+def test_the_canary_is_two_models_behind_one_name() -> None:
+    shares = {b["metadata"]["name"]: b["spec"]["gateway"]["weight"] for b in BODIES if "gateway" in b["spec"]}
+    assert shares == {"chat-stable": 95, "chat-next": 5}
+
+
+def test_every_common_case_is_there() -> None:
+    specs = [body["spec"] for body in BODIES]
+    assert any(spec["engine"].get("tensorParallelSize") == 4 for spec in specs)
+    assert any(spec["gpu"].get("resource", "").startswith("nvidia.com/mig-") for spec in specs)
+    assert any(spec["engine"].get("device") == "cpu" and spec["gpu"]["count"] == 0 for spec in specs)
+    assert {source for spec in specs for source in spec.get("source", ())} >= {
+        "volume",
+        "image",
+        "huggingFace",
+    }
+    assert {"AWQ", "GPTQ"} <= {part for spec in specs for part in spec["model"].split("-")}
+
+
+@pytest.mark.parametrize("name", ["mistral-7b", "phi-4"])
+def test_weights_that_are_mounted_are_read_only(name: str) -> None:
+    mounts = engine_of(by_name(name))["volumeMounts"]
+    (weights,) = [mount for mount in mounts if mount["mountPath"].startswith("/models")]
+    assert weights["readOnly"] is True
 
 
 def test_the_demo_runs_the_cpu_image_and_its_weights() -> None:
-    body = BODIES["smollm2.yaml"]
-    (engine,) = deployment(body)["spec"]["template"]["spec"]["containers"]
-    assert engine["image"] == Settings().images.cpu
+    body = by_name("smollm2")
+    assert engine_of(body)["image"] == Settings().images.cpu
     assert body["spec"]["model"] == "/models/smollm2-135m-instruct"

@@ -182,7 +182,8 @@ def test_probes_use_ports_that_exist(pods: Any) -> None:
 
 
 def test_metrics_are_never_on_the_service_that_is_exposed(find: Any) -> None:
-    exposed = find("Service", "vllm-fleet-gateway", {"gateway": {"service": {"type": "LoadBalancer"}}})
+    values = {"gateway": {"service": {"type": "LoadBalancer"}, "keysSecret": "api-keys"}}
+    exposed = find("Service", "vllm-fleet-gateway", values)
     assert [port["port"] for port in exposed["spec"]["ports"]] == [3000]
 
 

@@ -156,6 +156,12 @@ def _container_breaches(context: dict[str, Any]) -> Iterator[str]:
         yield "seccomp"
 
 
+def test_the_test_pod_passes_restricted_as_well(find: Any) -> None:
+    spec = find("Pod", "vllm-fleet-test")["spec"]
+    assert list(breaches(spec)) == []
+    assert spec["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True
+
+
 def test_pods_pass_restricted_on_a_read_only_root(pods: Any) -> None:
     for name, template in pods():
         pod = template["spec"]

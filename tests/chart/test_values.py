@@ -34,14 +34,33 @@ OTHER: dict[str, Any] = {
     "#/$defs/resources": {"requests": {"cpu": "7"}},
     "#/$defs/digest": f"sha256:{'0' * 64}",
     "#/$defs/promDuration": "7s",
+    "#/$defs/routeDuration": "7s",
+    "#/$defs/operatorConfig/properties/networkPolicy/properties/allowFrom": [
+        {"podLabels": {"changed": "yes"}}
+    ],
     "#/$defs/operatorConfig": {"logLevel": "debug"},
     "#/$defs/gatewayConfig": {"logLevel": "debug"},
 }
+PATTERNED = {"gateway.autoscaling.targetCPU": "300m"}
 # Under which every value has its effect, and what one needs beside itself.
-EVERYTHING_ON: Values = {"operator": {"replicas": 2}, "monitoring": {"monitors": True}}
-BESIDE = {
+EVERYTHING_ON: Values = {
+    "operator": {"replicas": 2},
+    "gateway": {
+        "keysSecret": "keys",
+        "ingress": {"enabled": True},
+        "httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]},
+        "test": {"keySecret": {"name": "key"}},
+    },
+    "networkPolicy": {"egress": {"enabled": True}},
+    "monitoring": {"monitors": True},
+}
+BESIDE: dict[str, Values] = {
     "gateway.serviceAccount.create": {"gateway": {"serviceAccount": {"name": "mine"}}},
     "operator.serviceAccount.create": {"operator": {"serviceAccount": {"name": "mine"}}},
+    **{
+        f"gateway.autoscaling.{key}": {"gateway": {"autoscaling": {"enabled": True}}}
+        for key in ("minReplicas", "maxReplicas", "targetCPU", "behavior")
+    },
 }
 
 
@@ -59,12 +78,24 @@ def merge(one: Values, other: Values) -> Values:
     return one | other | both
 
 
+def at(values: Any, path: str, default: Any) -> Any:
+    """What stands at a dotted path."""
+    for key in path.split("."):
+        if not isinstance(values, dict) or key not in values:
+            return default
+        values = values[key]
+    return values
+
+
 def another(value: chart_values.Value, current: Any) -> Any:
     if reference := value.annotation.get("$ref"):
         return OTHER[reference]
     if choices := value.annotation.get("enum"):
         return next(choice for choice in choices if choice != current)
-    return {bool: not current, int: 7, str: "changed"}[type(value.default)]
+    if value.annotation.get("items", {}).get("type") == "string":
+        return ["changed"]
+    others = {bool: not current, int: 7, str: "changed", list: [7]}
+    return PATTERNED.get(value.path, others[type(value.default)])
 
 
 @pytest.mark.parametrize("value", LEAVES, ids=lambda value: value.path)
@@ -73,9 +104,7 @@ def test_every_value_changes_what_is_rendered(chart: helm.Helm, value: chart_val
         return chart.template(values, helm.Release()) + chart.notes(values, helm.Release())
 
     base = merge(EVERYTHING_ON, BESIDE.get(value.path, {}))
-    current: Any = value.default
-    if value.path in ("operator.replicas", "monitoring.monitors"):
-        current = EVERYTHING_ON[value.path.partition(".")[0]][value.path.partition(".")[2]]
+    current = at(base, value.path, value.default)
     assert rendered(base) != rendered(merge(base, nest(value.path, another(value, current))))
 
 

@@ -1,6 +1,6 @@
 """What the operator renders is what the gateway finds: operator and gateway against one API server.
 
-Proves, for each example in k8s/examples: the slices that Kubernetes makes from the rendered Service are
+Proves, for each model in k8s/examples: the slices that Kubernetes makes from the rendered Service are
 taken for the model's own; a request by each name reaches the endpoint, under a name that the rendered engine
 answers to; and a slice of a namesake with another uid, as after delete and create, is not taken. Real sockets
 all the way; the pod is a fake engine, and the endpointslice controller's copying of labels is done here as
@@ -126,17 +126,20 @@ async def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
         yield server
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-async def test_a_request_reaches_the_pod_that_the_operator_rendered(api: KubeApi, path: Path) -> None:
-    for body in models_in(path):
-        model = put(api, body)
-        async with FakeEngine() as engine, running_gateway() as port:
-            made = slice_of(put_service(api, model), engine.port)
-            api.create(resource("endpointslices"), NAMESPACE, made)
-            for name in (f"{NAMESPACE}/{model.metadata.name}", *model.served_names):
-                request = {"model": name, "messages": [{"role": "user", "content": "hi"}]}
-                assert await status_of(port, request, 200) == 200
-                assert engine.seen[-1].json()["model"] in engine_names(model)
+@pytest.mark.parametrize(
+    "body",
+    [body for path in EXAMPLES for body in models_in(path)],
+    ids=lambda body: body["metadata"]["name"],
+)
+async def test_a_request_reaches_the_pod_that_the_operator_rendered(api: KubeApi, body: Json) -> None:
+    model = put(api, body)
+    async with FakeEngine() as engine, running_gateway() as port:
+        made = slice_of(put_service(api, model), engine.port)
+        api.create(resource("endpointslices"), NAMESPACE, made)
+        for name in (f"{NAMESPACE}/{model.metadata.name}", *model.served_names):
+            request = {"model": name, "messages": [{"role": "user", "content": "hi"}]}
+            assert await status_of(port, request, 200) == 200
+            assert engine.seen[-1].json()["model"] in engine_names(model)
 
 
 async def test_a_slice_of_a_namesake_with_another_uid_is_not_taken(api: KubeApi) -> None:

@@ -11,13 +11,17 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import yaml
+
+import clusters
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = ROOT / ".cluster" / "bin"
@@ -99,6 +103,47 @@ def wait_settled(name: str, seconds: float = 300) -> None:
     eventually(lambda: settled(name), f"{name} Ready; {condition(name, 'Ready')}", seconds)
 
 
+@dataclass(frozen=True)
+class Seen:
+    """A watch event, and when it came, on the monotonic clock."""
+
+    at: float
+    type: str
+    body: Manifest
+
+
+class Watch:
+    """What happened to one kind of objects in a namespace, as it comes."""
+
+    def __init__(self) -> None:
+        self.seen: list[Seen] = []
+
+    def follow(self, lines: IO[str]) -> None:
+        for line in lines:
+            event = json.loads(line)
+            self.seen.append(Seen(time.monotonic(), event["type"], event["object"]))
+
+    def first(self, fits: Callable[[Seen], bool], what: str, seconds: float = 30) -> Seen:
+        """The oldest event that fits, waited for."""
+        return eventually(lambda: next(filter(fits, self.seen), None), what, seconds, every=0.01)
+
+
+@contextmanager
+def watching(path: str) -> Iterator[Watch]:
+    """`path` is a list's, such as /apis/apps/v1/namespaces/default/deployments."""
+    command = [tool("kubectl"), "get", "--raw", f"{path}?watch=1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        watch = Watch()
+        reader = threading.Thread(target=watch.follow, args=(process.stdout,), daemon=True)
+        reader.start()
+        try:
+            yield watch
+        finally:
+            process.terminate()
+            reader.join()
+
+
 def engine_pods(name: str, namespace: str = "default") -> list[Manifest]:
     """The pods of a model that are not being deleted."""
     pods = items("pods", f"vllm-fleet.dev/model={name},app.kubernetes.io/component=engine", namespace)
@@ -142,3 +187,9 @@ def gpu_count() -> int:
 
 def has_kubeconfig() -> bool:
     return bool(os.environ.get("KUBECONFIG"))
+
+
+def is_the_drivers_own() -> bool:
+    """Whether KUBECONFIG names the local cluster, whose programs the driver can stop."""
+    named = os.environ.get("KUBECONFIG", "")
+    return bool(named) and clusters.on_this_machine() and Path(named) == clusters.kubeconfig()

@@ -7,40 +7,26 @@ from pathlib import Path
 
 import cluster
 import pytest
+import releases
 
-HELM_WAIT = "5m"
 
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.e2e)
-
-
-def install_chart() -> None:
-    cluster.run(
-        cluster.tool("helm"),
-        *("upgrade", "--install", "vllm-fleet", str(cluster.ROOT / "charts" / "vllm-fleet")),
-        *("--namespace", cluster.SYSTEM_NAMESPACE, "--create-namespace", "--wait", "--timeout", HELM_WAIT),
-        *("--set", "gateway.config.shutdownDelay=5s"),
-    )
+    if not cluster.is_the_drivers_own():
+        others = [item for item in items if item.get_closest_marker("local_cluster")]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
 
 
 @pytest.fixture(scope="session")
 def release() -> None:
     """The chart, installed as a user would, in a namespace that enforces Pod Security `restricted`."""
     assert cluster.has_kubeconfig(), "KUBECONFIG names no cluster: run `make test-e2e`"
-    manifest = {
-        "apiVersion": "v1",
-        "kind": "Namespace",
-        "metadata": {
-            "name": cluster.SYSTEM_NAMESPACE,
-            "labels": {"pod-security.kubernetes.io/enforce": "restricted"},
-        },
-    }
-    cluster.apply(manifest)
-    install_chart()
+    cluster.apply(releases.namespace(cluster.SYSTEM_NAMESPACE))
+    releases.install()
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import cluster
+import definitions
 import pytest
 import yaml
 
@@ -22,6 +23,13 @@ pytestmark = pytest.mark.e2e
 NAMESPACE = "vllm-fleet-chart"
 MATRIX = yaml.safe_load((cluster.ROOT / "tests" / "chart" / "matrix.yaml").read_text())
 DRY_RUN = ("apply", "--dry-run=server", "--server-side", "--force-conflicts", "--validate=strict")
+
+
+@pytest.fixture(scope="module")
+def gateway_api(release: None) -> Iterator[None]:
+    route = "config/crd/standard/gateway.networking.k8s.io_httproutes.yaml"
+    with definitions.installed("sigs.k8s.io/gateway-api", route):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +46,9 @@ def in_order(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX.keys())
-def test_the_api_server_accepts_what_is_rendered(namespace: str, values: dict[str, Any]) -> None:
+def test_the_api_server_accepts_what_is_rendered(
+    namespace: str, gateway_api: None, values: dict[str, Any]
+) -> None:
     here = values | ({"watchNamespaces": [namespace]} if values.get("watchNamespaces") else {})
     release = helm.Release(name="matrix", namespace=namespace, kube_version="v1.37.0")
     text = helm.binary_helm(helm.find_binary()).template(here, release)

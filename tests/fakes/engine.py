@@ -19,7 +19,7 @@ import contextlib
 import json
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -96,13 +96,14 @@ Script = Callable[[Reply], Awaitable[None]]
 
 
 class FakeEngine:
-    """Serves `script` on a port of its own; `GET /v1/models` always lists `models`."""
+    """Serves `script` on a port of its own; `GET /v1/models` always lists `models` and `adapters`."""
 
     def __init__(
         self, script: Script | None = None, *, models: Sequence[str] = ("m",), port: int = 0
     ) -> None:
         self.script: Script = script or stream()
         self.models = list(models)
+        self.adapters: dict[str, str] = {}
         self.port = port
         self.seen: list[Seen] = []
         self.active = 0
@@ -150,7 +151,7 @@ class FakeEngine:
         request = await _read_request(reader)
         reply = Reply(request, reader, writer)
         if request.method == "GET":
-            await _listing(self.models, reply)
+            await _listing(self.models, self.adapters, reply)
             return request.headers.get("connection") != "close"
         self.seen.append(request)
         self.active += 1
@@ -158,7 +159,8 @@ class FakeEngine:
         leaving = asyncio.ensure_future(_left(reader))
         try:
             await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if not answering.done():
+            # Whichever noticed first: the one that watches, or the script by its write.
+            if not answering.done() or isinstance(answering.exception(), ConnectionError):
                 self.abandoned += 1
                 raise ConnectionResetError
             answering.result()
@@ -185,8 +187,9 @@ async def _read_request(reader: asyncio.StreamReader) -> Seen:
     return Seen(method, path, headers, body)
 
 
-async def _listing(models: Sequence[str], reply: Reply) -> None:
-    data = [{"id": name, "object": "model", "created": 1, "owned_by": "vllm"} for name in models]
+async def _listing(models: Sequence[str], adapters: Mapping[str, str], reply: Reply) -> None:
+    card = {"object": "model", "created": 1, "owned_by": "vllm"}
+    data = [{"id": name, **card, "parent": adapters.get(name)} for name in (*models, *adapters)]
     await reply.json({"object": "list", "data": data})
 
 

@@ -266,18 +266,23 @@ async def test_ten_thousand_refusals_leave_nothing_behind(gateway: Any, tmp_path
         await Caller.connect(running.port) as caller,
     ):
 
-        async def refuse(times: int) -> None:
+        async def refuse(times: int) -> int:
+            """Returns how many were served: one in each minute that the run takes."""
+            served = 0
             for number in range(times):
                 headers = BOB if number % 2 else {"x-api-key": f"sk-guess-{number:08}"}
                 caller.send("/chat", {"message": "x"}, headers=headers)
-                assert (await caller.answer()).status in (200, 401, 429)
+                status = (await caller.answer()).status
+                assert status in (200, 401, 429)
+                served += status == 200
+            return served
 
-        await refuse(100)
+        served = await refuse(100)
         before = objects()
-        await refuse(10_000)
+        served += await refuse(10_000)
         assert objects() - before < 200
         await running.settled()
-        assert len(engine.seen) == 1
+        assert len(engine.seen) == served <= 10
 
 
 def objects() -> int:

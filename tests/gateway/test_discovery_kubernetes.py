@@ -3,15 +3,15 @@
 Proves: a model with ready pods is routed by its full name and its granted names; only slices of the
 endpointslice controller for the Service of that very model count; pods that terminate leave; what the
 Ready condition says is what callers read; a missed deletion heals at the next list; 410, an error event, a
-cut watch and an API that is down change nothing that is served (FACTS E18, E19); no configuration is one
-clear line.
+cut watch and an API that is down change nothing that is served, and its return is noticed within seconds
+(FACTS E18, E19); no configuration is one clear line.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ import pytest
 from engine import FakeEngine
 from http_caller import ask, get, until
 from kube_api import VLLM_MODELS, KubeApi, resource
+from virtual_loop import VirtualLoop
 
 from vllm_gateway.discovery.kubernetes import KubernetesSource
 from vllm_gateway.discovery.objects import models_of
+from vllm_gateway.discovery.reflector import ApiError, Json, Reflector
 from vllm_gateway.discovery.source import TableHolder
 from vllm_gateway.settings import BadSettings
 
@@ -197,6 +199,38 @@ async def test_e19_an_api_that_is_down_changes_nothing_that_is_served(cluster: C
     await until(lambda: not cluster.table().notes)
     cluster.add_model("two")
     await until(lambda: "two" in cluster.table().names)
+
+
+class AwayApi:
+    """Refuses connections until it is back."""
+
+    def __init__(self) -> None:
+        self.is_back, self.asked = False, 0
+
+    async def get(self, path: str, query: Mapping[str, str]) -> Json:
+        self.asked += 1
+        if not self.is_back:
+            raise ApiError(0, "connection refused")
+        return {"items": [], "metadata": {"resourceVersion": "1"}}
+
+    async def watch(self, path: str, query: Mapping[str, str]) -> AsyncIterator[Json]:
+        await asyncio.Event().wait()
+        yield {}
+
+
+def test_e19_the_return_of_an_api_that_was_long_away_is_noticed_within_seconds() -> None:
+    loop, api = VirtualLoop(), AwayApi()
+    reflector = Reflector(api, "/models", lambda: None)
+    task = loop.create_task(reflector.run())
+    loop.advance(120)
+    assert reflector.problem == "connection refused"
+    assert 20 < api.asked < 60, "neither given up nor hammered"
+    api.is_back = True
+    loop.advance(5)
+    assert reflector.synced
+    task.cancel()
+    loop.settle()
+    loop.close()
 
 
 @pytest.mark.parametrize(("code", "words"), [(403, "refuses vllmmodels"), (404, "CRD"), (500, "refuses")])

@@ -183,3 +183,48 @@ async def test_a_hundred_streams_at_once_each_get_their_own_tokens(gateway: Any)
     async with FakeEngine(script) as engine, gateway(engine) as running:
         assert all(await asyncio.gather(*(one(running.port, f"w{number}") for number in range(100))))
         await running.settled()
+
+
+# vLLM has its fingerprint in the last event: the usage event, or those that finish where there is none.
+PRINT = {"system_fingerprint": "vllm-0.32.0-tp2-1a2b3c4d"}
+
+
+def with_print(piece: bytes) -> bytes:
+    return event(json.loads(piece[6:]) | PRINT)
+
+
+@pytest.mark.parametrize("reads", ["each", "one"])
+async def test_what_the_usage_event_would_have_taken_from_the_caller_is_put_back(
+    gateway: Any, reads: str
+) -> None:
+    sent = [ROLE, token("a"), finish(), with_print(usage(7, 1)), DONE]
+    pieces = sent if reads == "each" else [b"".join(sent)]
+    async with FakeEngine(fake.pieces(pieces)) as engine, gateway(engine) as running:
+        answer = await ask(running.port, "/v1/chat/completions", CHAT)
+        assert answer.body == ROLE + token("a") + with_print(finish()) + DONE
+
+
+async def test_each_choice_gets_the_fingerprint(gateway: Any) -> None:
+    first, second = finish(), finish("length").replace(b'"index":0', b'"index":1')
+    sent = [ROLE, first, token("b"), second, with_print(usage(7, 2)), DONE]
+    async with FakeEngine(fake.pieces(sent)) as engine, gateway(engine) as running:
+        answer = await ask(running.port, "/v1/chat/completions", CHAT)
+        assert answer.body == ROLE + token("b") + with_print(first) + with_print(second) + DONE
+
+
+async def test_an_engine_that_counts_in_every_event_keeps_its_last_one(gateway: Any) -> None:
+    counted = event(json.loads(finish()[6:]) | {"usage": {"prompt_tokens": 7, "completion_tokens": 1}})
+    sent = [ROLE, token("a"), counted, usage(7, 1), DONE]  # --enable-force-include-usage
+    async with FakeEngine(fake.pieces(sent)) as engine, gateway(engine) as running:
+        answer = await ask(running.port, "/v1/chat/completions", CHAT)
+        assert answer.body == b"".join(sent)
+
+
+@pytest.mark.parametrize("then", ["end", "reset"])
+async def test_an_end_without_the_usage_event_loses_no_event(gateway: Any, then: str) -> None:
+    sent = [ROLE, token("a"), finish()]
+    async with FakeEngine(fake.pieces(sent, then=then)) as engine, gateway(engine) as running:
+        answer = await ask(running.port, "/v1/chat/completions", CHAT)
+        assert answer.body.startswith(b"".join(sent) + b'data: {"error":')
+    async with FakeEngine(fake.pieces([*sent, DONE])) as engine, gateway(engine) as running:
+        assert (await ask(running.port, "/v1/chat/completions", CHAT)).body == b"".join([*sent, DONE])

@@ -5,6 +5,8 @@
 - A live cluster of another clone is refused with its folder and the command to remove it; a dead one, one
   of an earlier boot, and one whose folder is gone are not.
 - Numbers from the environment are refused by name when they make no sense.
+- One program of the local cluster can be stopped and started; an unknown one is refused with the list, and
+  other clusters' programs are left alone.
 - Images: what `ctr` lists is read by exact name, and the pause image is the same bytes every time.
 """
 
@@ -23,9 +25,11 @@ import pytest
 
 import claim
 import clusters
+import config
 import containerd
 import kubectl
 import kwok
+import local
 from paths import STATE
 from process import Supervisor, boot_id
 from shell import DriverError, lock
@@ -70,6 +74,48 @@ def test_an_unknown_kind_of_cluster_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("CLUSTER", "minikube")
     with pytest.raises(DriverError, match="CLUSTER=minikube is none of: existing, kind, local"):
         clusters.choose()
+
+
+def test_only_programs_of_the_local_cluster_are_stopped(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (state / "choice").write_text("kind\n")
+    for act in (clusters.stop_program, clusters.start_program):
+        with pytest.raises(DriverError, match="for the programs of the local cluster"):
+            act("kube-apiserver")
+    monkeypatch.setenv("CLUSTER", "local")
+    monkeypatch.setattr(local, "RUNTIME", state)
+    for act in (clusters.stop_program, clusters.start_program):
+        with pytest.raises(
+            DriverError, match=r"redis is no program of the local cluster\. They are: containerd"
+        ):
+            act("redis")
+        with pytest.raises(DriverError, match="No cluster of this clone runs"):
+            act("kube-apiserver")
+
+
+def test_a_program_is_stopped_and_started_as_it_was(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sleep = ["/bin/sleep", "60"]
+    programs = Supervisor(state / "pids", state / "logs")
+    monkeypatch.setenv("CLUSTER", "local")
+    monkeypatch.setattr(local, "RUNTIME", state)
+    monkeypatch.setattr(local, "is_whole", lambda: True)
+    monkeypatch.setattr(local, "layout", lambda: None)
+    monkeypatch.setattr(claim, "supervisor", lambda: programs)
+    monkeypatch.setattr(config, "arguments", lambda *_: {"coredns": sleep[1:], "etcd": sleep[1:]})
+    monkeypatch.setattr(local, "BIN", state)
+    monkeypatch.setattr(local, "is_healthy", lambda _: True)
+    for name in ("coredns", "etcd"):
+        (state / name).symlink_to(sleep[0])
+        programs.start(name, [state / name, *sleep[1:]])
+    before = programs.find("etcd")
+    try:
+        clusters.stop_program("coredns")
+        assert programs.find("coredns") is None
+        clusters.start_program("coredns")
+        assert programs.find("coredns")
+        assert programs.find("etcd") == before
+    finally:
+        for name in ("coredns", "etcd"):
+            programs.stop(name, seconds=0.1)
 
 
 def test_gpu_count_from_the_environment_then_the_last_request_then_two(

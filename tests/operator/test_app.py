@@ -79,6 +79,7 @@ def writes(api: KubeApi) -> list[str]:
 
 
 async def test_a_models_life(api: KubeApi) -> None:
+    """E22, E24"""
     async with operator(api) as made:
         await leading(made)
         api.create(VLLM_MODELS, "ns", model_body())
@@ -113,6 +114,7 @@ async def test_invalid_models_do_not_hold_up_the_others(api: KubeApi) -> None:
 
 @pytest.mark.parametrize("code", [0, 410, 500])
 async def test_watches_that_end_are_survived(api: KubeApi, code: int) -> None:
+    """E18"""
     async with operator(api) as made:
         await leading(made)
         api.create(VLLM_MODELS, "ns", model_body("a"))
@@ -123,6 +125,7 @@ async def test_watches_that_end_are_survived(api: KubeApi, code: int) -> None:
 
 
 async def test_an_absent_api_server_is_survived(api: KubeApi) -> None:
+    """E19"""
     async with operator(api) as made:
         await leading(made)
         await api.stop_listening()
@@ -134,6 +137,7 @@ async def test_an_absent_api_server_is_survived(api: KubeApi) -> None:
 
 
 async def test_a_deletion_that_was_missed_is_healed(api: KubeApi) -> None:
+    """E18"""
     other = model_body("other", "b", servedNames=["chat"])
     api.create(VLLM_MODELS, "a", model_body("old", "a", servedNames=["chat"]))
     async with operator(api, chosen=settings(resyncSeconds=10)) as made:
@@ -186,6 +190,7 @@ async def test_writes_per_model_are_bounded(api: KubeApi) -> None:
 
 
 async def test_two_operators_have_one_writer_and_a_quick_heir(api: KubeApi) -> None:
+    """E21"""
     async with operator(api, "one") as one:
         await leading(one)
         async with operator(api, "two") as two:

@@ -3,7 +3,7 @@
 Proves: create, apply with uid and field manager, delete with a precondition; lists of several pages; each
 refusal is the right error with the server's own words; Retry-After; no answer, a slow answer and an answer
 that is no JSON are Unavailable; every failure is counted by its code; a refusal never quotes more than is
-readable.
+readable; HTTP_PROXY and NO_PROXY are followed, and ~/.netrc is not asked.
 """
 
 from __future__ import annotations
@@ -157,6 +157,40 @@ async def test_outside_of_a_cluster_kubeconfig_says_where(
     async with await connect() as client:
         listing = await Cluster(client).list(PODS)
     assert listing.items == []
+
+
+async def test_a_proxy_of_the_environment_is_taken_and_passed_by(
+    api: KubeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(api.write_kubeconfig(tmp_path / "config")))
+    asked: list[str] = []
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        asked.append(str(request.raw_path))
+        return web.json_response({"items": [], "metadata": {"resourceVersion": "1"}})
+
+    runner = web.ServerRunner(web.Server(answer))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{runner.addresses[0][1]}")
+    for bypassed in ("", "127.0.0.1"):
+        monkeypatch.setenv("no_proxy", bypassed)
+        async with await connect() as client:
+            await Cluster(client).list(PODS)
+    await runner.cleanup()
+    assert asked == [f"{api.url}/api/v1/pods?limit=100"]
+    assert [request.path for request in api.requests] == ["/api/v1/pods"]
+
+
+async def test_netrc_is_not_asked_for_credentials(
+    api: KubeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login somebody password else\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("KUBECONFIG", str(api.write_kubeconfig(tmp_path / "config")))
+    async with await connect() as client:
+        assert (await Cluster(client).list(PODS)).items == []
 
 
 async def test_a_cancelled_request_leaves_no_task(api: KubeApi, counted: Counted) -> None:

@@ -260,6 +260,7 @@ def test_every_image_of_the_pod_is_judged_but_the_platforms_own() -> None:
     hostile: dict[str, Json] = {
         "spec.image": {"image": "evil:1"},
         "spec.source.image.reference": {"source": weights},
+        "spec.adapters[0].source.image.reference": {"adapters": [{"name": "a", "source": weights}]},
         "spec.podTemplate.spec.containers[x].image": {"podTemplate": sidecar_with(image="evil:1")},
         "spec.podTemplate.spec.volumes[v].image": {"podTemplate": {"spec": {"volumes": [volume]}}},
     }

@@ -2,7 +2,8 @@
 
 Proves: list then watch; a watch that ends or fails goes on; 410 twice in a row; a deletion missed in a gap
 is told; nothing is told twice; what our own write answered is no change when its echo comes; an answer that
-comes after the deletion is no ghost; a missing right and an absent server are tried again; the projection.
+comes after the deletion is no ghost; a missing right and an absent server are tried again, a refusal that
+passes soon; the projection (E18, E19).
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ from pathlib import Path
 from typing import Self
 
 import pytest
-from fake_clock import eventually
+from fake_clock import FakeClock, eventually
 from kube_api import KubeApi, resource
 from kubernetes.aio import config as kube_config
 from kubernetes.aio.client import ApiClient, Configuration
 
 from vllm_operator.backoff import Backoff
 from vllm_operator.clock import SystemClock
-from vllm_operator.cluster import Cluster
-from vllm_operator.kinds import PODS, Body, ObjectKey
+from vllm_operator.cluster import Cluster, Listing, WatchEvent
+from vllm_operator.errors import Forbidden
+from vllm_operator.kinds import PODS, Body, Kind, ObjectKey
 from vllm_operator.reflector import Reflector
 
 FAKE_PODS = resource("pods")
@@ -140,6 +142,56 @@ async def test_a_refused_list_is_tried_again(api: KubeApi, cluster: Cluster, cod
     api.fault("GET", "/pods", code, times=3)
     async with Follower(cluster) as follower:
         assert follower.names == ["a"]
+
+
+class StartingServer:
+    """An API server that has just come back: it refuses until it has read the roles."""
+
+    def __init__(self) -> None:
+        self.refusals = 3
+
+    async def list(
+        self,
+        kind: Kind,
+        namespace: str = "",
+        selector: str = "",
+        fields: str = "",
+        *,
+        keep: Callable[[Body], Body],
+    ) -> Listing:
+        self.refusals -= 1
+        if self.refusals >= 0:
+            raise Forbidden(403, "Forbidden", "cannot list resource")
+        return Listing([], "1")
+
+    async def watch(
+        self, kind: Kind, namespace: str, selector: str, since: str, fields: str = ""
+    ) -> AsyncIterator[WatchEvent]:
+        await asyncio.Event().wait()
+        yield WatchEvent("BOOKMARK", {})
+
+
+@pytest.mark.parametrize("optional", [False, True])
+async def test_a_refusal_that_passes_costs_seconds(clock: FakeClock, optional: bool) -> None:
+    """E19: also where a missing right is no trouble and is asked for every ten minutes in the end."""
+    server = StartingServer()
+    reflector = Reflector(server, PODS, clock, lambda _old, _new: None, optional=optional)
+    task = asyncio.create_task(reflector.run())
+    await clock.advance(5)
+    assert reflector.synced.is_set()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_right_that_stays_missing_is_asked_for_seldom(clock: FakeClock) -> None:
+    server = StartingServer()
+    server.refusals = 1000
+    reflector = Reflector(server, PODS, clock, lambda _old, _new: None, optional=True)
+    task = asyncio.create_task(reflector.run())
+    await clock.advance(3600)
+    assert 1000 - server.refusals < 25
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_an_absent_server_keeps_the_table_and_heals(api: KubeApi, cluster: Cluster) -> None:

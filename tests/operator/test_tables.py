@@ -2,7 +2,8 @@
 
 Proves: between namespaces the oldest holds a name, ties by namespace and name, the next gets it when the
 holder goes or changes; who is concerned by a change is told; stale news are no news; a complete list removes
-what is missing and not younger; GPUs held are counted per node whatever the order of events; a live object
+what is missing and not younger; nothing is kept that is never read; GPUs held are counted per node whatever
+the order of events, and a node's changes are seen though what is known of it is kept; a live object
 equals what was rendered although the server added defaults and normal forms, and any owned field that
 differs is a difference.
 """
@@ -67,6 +68,17 @@ def test_the_oldest_namespace_holds_a_name_and_its_models_share_it() -> None:
     assert list(fleet.denied(key("a/two"))) == [("chat", key("b/one"))]
 
 
+def test_adapters_claim_names_beside_their_model() -> None:
+    old, new = body("a", "old", "chat", made=1), body("b", "new", made=2)
+    new["spec"]["adapters"] = [{"name": "chat"}, {"name": "sql"}, {"name": 3}, "sql"]
+    fleet = fleet_of(old, new)
+    assert fleet.granted(key("b/new")) == ("new",)
+    assert fleet.granted_adapters(key("b/new")) == ("sql",)
+    assert list(fleet.denied(key("b/new"))) == [("chat", key("a/old"))]
+    assert fleet.remove(key("a/old")) == {key("a/old"), key("b/new")}
+    assert fleet.granted_adapters(key("b/new")) == ("chat", "sql")
+
+
 def test_ties_go_by_namespace_and_name() -> None:
     fleet = fleet_of(body("b", "x", "chat"), body("a", "z", "chat"), body("a", "y", "chat"))
     assert fleet.holder("chat") == key("a/y")
@@ -101,6 +113,12 @@ def test_stale_news_are_no_news() -> None:
     assert fleet.put(body("a", "m", version=3, uid="made anew")) == {key("a/m")}
     assert fleet.remove(key("a/m"), "another uid") == set()
     assert fleet.remove(key("a/m"), "made anew") == {key("a/m")}
+
+
+def test_a_models_managed_fields_are_not_kept() -> None:
+    loaded = body("a", "m")
+    loaded["metadata"]["managedFields"] = [{"manager": "kubectl"}]
+    assert "managedFields" not in fleet_of(loaded).models[key("a/m")]["metadata"]
 
 
 def test_a_complete_list_removes_what_is_missing_and_not_younger() -> None:
@@ -160,6 +178,18 @@ def test_gpus_are_counted_as_pods_come_and_go() -> None:
     ledger.note(pod("a", gpus=2, phase="Succeeded"), None)
     ledger.note(b, None)
     assert free(ledger) == 8
+
+
+def test_a_node_that_changes_is_seen() -> None:
+    ledger = NodeLedger()
+    before = slim_node({"metadata": {"name": "n"}, "status": {"allocatable": {"nvidia.com/gpu": "8"}}})
+    after = slim_node({"metadata": {"name": "n"}, "status": {"allocatable": {"nvidia.com/gpu": "4"}}})
+    ledger.note_node(None, before)
+    ledger.note(None, pod("a"))
+    (known,) = ledger.nodes([before])
+    assert ledger.nodes([before])[0] is known
+    ledger.note_node(before, after)
+    assert [node.free for node in ledger.nodes([after])] == [{"nvidia.com/gpu": 3}]
 
 
 def test_cpu_and_memory_are_counted_too() -> None:

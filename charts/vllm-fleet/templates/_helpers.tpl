@@ -113,7 +113,7 @@ spec:
 
 {{- define "vllm-fleet.podDisruptionBudget" -}}
 {{- $values := index .root.Values .component -}}
-{{- if and $values.podDisruptionBudget.enabled (gt (int $values.replicas) 1) -}}
+{{- if and $values.podDisruptionBudget.enabled (gt (include "vllm-fleet.leastReplicas" . | int) 1) -}}
 apiVersion: policy/v1
 kind: PodDisruptionBudget
 metadata:
@@ -134,7 +134,19 @@ spec:
 {{- end -}}
 {{- end }}
 
+{{- /* What callers in the cluster put before the gateway's name. */ -}}
+{{- define "vllm-fleet.scheme" -}}
+{{ if .Values.gateway.tls.secretName }}https{{ else }}http{{ end }}
+{{- end }}
+
 {{- /* Seconds of a duration such as 1h30m, in Go's notation, which Sprig reads only as a change of a date. */ -}}
 {{- define "vllm-fleet.seconds" -}}
 {{- mustToDate "2006-01-02T15:04:05Z07:00" "1970-01-01T00:00:00Z" | mustDateModify . | unixEpoch -}}
+{{- end }}
+
+{{- /* The fewest pods that a component has: the autoscaler's least where there is one. */ -}}
+{{- define "vllm-fleet.leastReplicas" -}}
+{{- $values := index .root.Values .component -}}
+{{- $scaled := $values.autoscaling | default (dict "enabled" false) -}}
+{{- if $scaled.enabled }}{{ $scaled.minReplicas }}{{ else }}{{ $values.replicas }}{{ end -}}
 {{- end }}

@@ -48,9 +48,9 @@ volumes:
     configMap: {name: {{ include "vllm-fleet.name" . }}}
   - name: tmp
     emptyDir: {sizeLimit: 64Mi}
-  {{- range $index, $secret := $values.secrets }}
+  {{- range $index, $name := include "vllm-fleet.secretNames" . | fromYamlArray }}
   - name: secret-{{ $index }}
-    secret: {secretName: {{ $secret.name }}}
+    secret: {secretName: {{ $name }}}
   {{- end }}
   {{- if and (eq .component "gateway") (include "vllm-fleet.engineKeySecret" .root) }}
   # The operator makes it: until then the pod waits, and the kubelet tries again.
@@ -97,8 +97,8 @@ securityContext:
 volumeMounts:
   - {name: config, mountPath: /etc/vllm-fleet, readOnly: true}
   - {name: tmp, mountPath: /tmp}
-  {{- range $index, $secret := $values.secrets }}
-  - {name: secret-{{ $index }}, mountPath: /etc/vllm-fleet-secrets/{{ $secret.name }}, readOnly: true}
+  {{- range $index, $name := include "vllm-fleet.secretNames" . | fromYamlArray }}
+  - {name: secret-{{ $index }}, mountPath: {{ include "vllm-fleet.secretPath" $name }}, readOnly: true}
   {{- end }}
   {{- if and (eq .component "gateway") (include "vllm-fleet.engineKeySecret" .root) }}
   - {name: engine-keys, mountPath: /etc/vllm-fleet-engine-keys, readOnly: true}
@@ -106,4 +106,16 @@ volumeMounts:
   {{- if and (eq .component "gateway") .root.Values.gateway.tls.secretName }}
   - {name: tls, mountPath: /etc/vllm-fleet-tls, readOnly: true}
   {{- end }}
+{{- end }}
+
+{{- /* The Secrets that a component's pods mount, each once. */ -}}
+{{- define "vllm-fleet.secretNames" -}}
+{{- $values := index .root.Values .component -}}
+{{- $names := list $values.keysSecret -}}
+{{- range $values.secrets }}{{ $names = append $names .name }}{{ end -}}
+{{- $names | compact | uniq | toYaml -}}
+{{- end }}
+
+{{- define "vllm-fleet.secretPath" -}}
+/etc/vllm-fleet-secrets/{{ . }}
 {{- end }}

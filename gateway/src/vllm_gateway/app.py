@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -40,7 +41,7 @@ from vllm_gateway.web.docs import describe_relayed_routes
 from vllm_gateway.web.edge import Edge
 from vllm_gateway.web.health import Management, health_router
 from vllm_gateway.web.models import models_router
-from vllm_gateway.web.protocol import protocol_factory
+from vllm_gateway.web.protocol import notice_dead_peers, protocol_factory
 from vllm_gateway.web.services import Lifecycle, Services
 
 _LOG = logging.getLogger("vllm_gateway")
@@ -48,6 +49,7 @@ _CLEANUP_SECONDS = 5.0
 _FLUSH_POLLS = 50
 _BEAT_SECONDS = 1.0
 _POLL_SECONDS = 0.1
+_GC_THRESHOLD = 10_000
 
 
 class Gateway:
@@ -148,6 +150,7 @@ class Server(uvicorn.Server):
         settings = gateway.services.settings
         super().__init__(server_config(gateway))
         self._delay = settings.shutdown_delay
+        self._write_stall = settings.timeouts.write_stall
         self._drain_timeout = settings.drain_timeout
         self._lifecycle = gateway.services.lifecycle
         self._drain: asyncio.Task[None] | None = None
@@ -157,6 +160,8 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        for sock in (sock for listener in self.servers if self.started for sock in listener.sockets):
+            notice_dead_peers(sock, self._write_stall)
         for listener in self.servers if self.started else ():
             host, port, *_ = listener.sockets[0].getsockname()
             where = {
@@ -291,6 +296,10 @@ def run(settings: Settings) -> None:
         _check_free(settings.host, port)
     management = ManagementThread(gateway.services)
     management.start()
+    # What is there now stays: no collection need look at it again. And a request leaves few cycles behind.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_GC_THRESHOLD)
     try:
         Server(gateway).run()
     finally:

@@ -22,6 +22,16 @@ _TYPE_OF_STATUS = {
     503: "overloaded_error",
     504: "timeout_error",
 }
+_ANTHROPIC_TYPE_OF_STATUS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 _NAMES_SHOWN = 20
 _ENGINE_MESSAGE_LIMIT = 2000
 _ROUTE_NOT_FOUND = "Not Found"  # of the web framework: /v1/embeddings of a model that chats, say
@@ -107,6 +117,28 @@ def openai_error(error: GatewayError) -> dict[str, Any]:
 def chat_error(error: GatewayError) -> dict[str, Any]:
     """The error object of `/chat` and `/chat/stream`."""
     return {"message": error.message, "type": error.type, "code": error.code}
+
+
+def openai_body(error: GatewayError) -> dict[str, Any]:
+    """The body of an error answer of the OpenAI family, and of every route that has no family."""
+    return {"error": openai_error(error)}
+
+
+def chat_body(error: GatewayError) -> dict[str, Any]:
+    """The body of an error answer of `/chat` and `/chat/stream`."""
+    return {"error": chat_error(error)}
+
+
+def anthropic_body(error: GatewayError) -> dict[str, Any]:
+    """The body of an error answer of `/v1/messages`, and the data of its error event.
+
+    The types are Anthropic's (https://docs.anthropic.com/en/api/errors); `code` is ours, which their clients
+    leave alone.
+    """
+    default = "api_error" if error.status >= 500 else "invalid_request_error"
+    kind = _ANTHROPIC_TYPE_OF_STATUS.get(error.status, default)
+    inner = {"type": kind, "message": error.message, "code": error.code}
+    return {"type": "error", "error": inner | retry_hint(error)}
 
 
 def retry_hint(error: GatewayError) -> dict[str, Any]:

@@ -95,7 +95,9 @@ class RequestLimits(_Section):
     """What a request may be. A body of 16 MiB holds a few images as base64 or four million tokens of text."""
 
     body_bytes: int = Field(default=16 * 1024 * 1024, ge=1024)
-    """The largest body."""
+    """The largest body that is JSON."""
+    upload_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
+    """The largest body that carries a file (audio); vLLM takes files of 25 MB unless told otherwise."""
     body_timeout: PositiveDuration = "30s"  # type: ignore[assignment]
     """How long a body may take to arrive."""
     header_bytes: int = Field(default=32 * 1024, ge=1024, le=1024 * 1024)

@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     gpus = commands.add_parser("gpus", help="change how many GPUs the node pretends to have")
     gpus.add_argument("count", metavar="N")
     gpus.set_defaults(act=lambda given: clusters.set_gpu_count(clusters.gpu_number(given.count, "gpus ")))
+    add_faults(commands)
     add_kwok(commands)
     simple(commands, "images", "build the images; --help tells more", lambda: run_images([]))
     simple(commands, "demo", "from nothing to a streamed chat", run_demo)
@@ -60,6 +61,16 @@ class Commands(Protocol):
 
 def simple(commands: Commands, name: str, text: str, act: Callable[[], None]) -> None:
     commands.add_parser(name, help=text).set_defaults(act=lambda _: act())
+
+
+def add_faults(commands: Commands) -> None:
+    for verb, text, act in (
+        ("stop", "end one program of the local cluster, to see what its absence does", clusters.stop_program),
+        ("start", "run it again, and wait until it is healthy", clusters.start_program),
+    ):
+        command = commands.add_parser(verb, help=text)
+        command.add_argument("program", metavar="PROGRAM", help="such as kube-apiserver; `status` lists them")
+        command.set_defaults(act=lambda given, act=act: act(given.program))
 
 
 def add_kwok(commands: Commands) -> None:

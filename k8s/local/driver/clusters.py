@@ -126,6 +126,21 @@ def set_gpu_count(count: int) -> None:
     GPU_COUNT.write_text(str(count))
 
 
+def stop_program(name: str) -> None:
+    require_local("stop")
+    local.stop_one(name)
+
+
+def start_program(name: str) -> None:
+    require_local("start")
+    local.start_one(name)
+
+
+def require_local(what: str) -> None:
+    if not on_this_machine():
+        raise DriverError(f"{what} is for the programs of the local cluster (CLUSTER=local)")
+
+
 def on_this_machine() -> bool:
     """Whether pods and Services have addresses that this machine itself reaches."""
     return choose() == "local"

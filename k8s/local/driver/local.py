@@ -226,6 +226,29 @@ def start() -> bool:
     return "kubelet" in started
 
 
+def stop_one(name: str) -> None:
+    """Ends one program and leaves the others alone, as a fault would; `start_one` undoes it."""
+    with serial(), step(f"stop {name}"):
+        claim.check()
+        known_program(name)
+        claim.supervisor().stop(name)
+
+
+def start_one(name: str) -> None:
+    with serial(), step(f"start {name}"):
+        claim.check()
+        known_program(name)
+        start_program(name, config.arguments(layout(), api_qps())[name], {})
+        wait_healthy(name)
+
+
+def known_program(name: str) -> None:
+    if name not in STARTED:
+        raise DriverError(f"{name} is no program of the local cluster. They are: {', '.join(STARTED)}")
+    if not is_whole():
+        raise DriverError("No cluster of this clone runs. Start one: make cluster")
+
+
 def wait_healthy(name: str) -> None:
     claim.supervisor().wait(name, lambda: is_healthy(name), HEALTHY_SECONDS)
 

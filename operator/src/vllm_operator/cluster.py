@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import urllib.request
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 from kubernetes.aio import config as kube_config
@@ -29,9 +31,9 @@ from vllm_operator.errors import (
     Unavailable,
     clip,
 )
-from vllm_operator.kinds import Body, Kind, ObjectKey, key_of
+from vllm_operator.kinds import Body, Kind, ObjectKey, key_of, without_managed_fields
 
-PAGE_SIZE = 500
+PAGE_SIZE = 100  # parsed, a page takes some ten times its bytes of memory, until the next one is asked for
 REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=30, connect=10)
 # The server sends a bookmark at least every minute; a watch that is silent for longer is dead.
 WATCH_SILENCE_SECONDS = 90
@@ -65,7 +67,18 @@ async def connect() -> ApiClient:
     except kube_config.ConfigException as error:
         raise SettingsError(f"no cluster to work for: {error}. Run in a pod, or set KUBECONFIG") from error
     configuration.connection_pool_maxsize = MAX_CONNECTIONS
+    configuration.proxy = configuration.proxy or _proxy_to(configuration.host)
+    # The session's own way to a proxy (trust_env) also reads ~/.netrc, in a thread, for every request.
+    configuration.client_session_kwargs = {"trust_env": False, "cookie_jar": aiohttp.DummyCookieJar()}
     return ApiClient(configuration)
+
+
+def _proxy_to(host: str) -> str | None:
+    """What HTTPS_PROXY and NO_PROXY say of the API server."""
+    url = urlsplit(host)
+    if urllib.request.proxy_bypass(url.netloc):
+        return None
+    return urllib.request.getproxies().get(url.scheme)
 
 
 async def _load(configuration: Configuration) -> None:
@@ -127,15 +140,26 @@ class Cluster:
         with contextlib.suppress(NotFound):
             await self._request("DELETE", kind.path(*key), {}, body)
 
-    async def list(self, kind: Kind, namespace: str = "", selector: str = "", fields: str = "") -> Listing:
-        """All pages of one consistent list, narrowed by a label and a field selector."""
+    async def list(
+        self,
+        kind: Kind,
+        namespace: str = "",
+        selector: str = "",
+        fields: str = "",
+        *,
+        keep: Callable[[Body], Body] = without_managed_fields,
+    ) -> Listing:
+        """All pages of one consistent list, narrowed by selectors of labels and fields.
+
+        `keep` makes of each object what is kept of it.
+        """
         items: list[Body] = []
         query = {"limit": str(PAGE_SIZE)} | _selectors(selector, fields)
         accept = _METADATA_LIST if kind.metadata_only else _JSON
         while True:
             page = await self._request("GET", kind.path(namespace), query, accept=accept)
             said_once = {"apiVersion": kind.api_version, "kind": kind.kind}
-            items += [{**item, **said_once} for item in page["items"]]
+            items += [keep({**item, **said_once}) for item in page["items"]]
             query["continue"] = page["metadata"].get("continue", "")
             if not query["continue"]:
                 return Listing(items, page["metadata"]["resourceVersion"])

@@ -1,4 +1,4 @@
-"""All models, and which of them holds a short name.
+"""All models, and which of them holds a short name, its own or an adapter's.
 
 Models of one namespace share a name; between namespaces the oldest model's namespace holds it, ties broken
 by namespace and name. Only metadata and the names asked for or granted are looked at: an invalid model keeps
@@ -10,12 +10,26 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from vllm_operator.kinds import Body, uid_of, version_of
+from vllm_operator.kinds import Body, uid_of, version_of, without_managed_fields
 from vllm_operator.names import ModelKey
 
 
 def asked_names(body: Body) -> tuple[str, ...]:
-    """The short names of a model as it stands in the cluster, valid or not."""
+    """All short names of a model as it stands in the cluster, valid or not: its own, then its adapters'."""
+    return (*dict.fromkeys((*own_names(body), *adapter_names(body))),)
+
+
+def adapter_names(body: Body) -> tuple[str, ...]:
+    adapters = (body.get("spec") or {}).get("adapters")
+    found = (
+        [item.get("name") for item in adapters if isinstance(item, dict)]
+        if isinstance(adapters, list)
+        else []
+    )
+    return tuple(name for name in found if isinstance(name, str))
+
+
+def own_names(body: Body) -> tuple[str, ...]:
     asked = (body.get("spec") or {}).get("servedNames")
     if isinstance(asked, list) and asked and all(isinstance(name, str) for name in asked):
         return tuple(asked)
@@ -24,9 +38,13 @@ def asked_names(body: Body) -> tuple[str, ...]:
 
 def claimed_names(body: Body) -> set[str]:
     """Asked for, or still held by the status: an edit that is refused keeps the names that are served."""
+    return {*asked_names(body), *_in_status(body, "servedNames"), *_in_status(body, "adapters")}
+
+
+def _in_status(body: Body, field: str) -> tuple[str, ...]:
     status = body.get("status")
-    held = status.get("servedNames") if isinstance(status, dict) else None
-    return {*asked_names(body), *(name for name in held or () if isinstance(name, str))}
+    held = status.get(field) if isinstance(status, dict) else None
+    return tuple(name for name in held or () if isinstance(name, str))
 
 
 class Fleet:
@@ -40,7 +58,7 @@ class Fleet:
         old = self.models.get(key)
         if old is not None and uid_of(old) == uid_of(body) and version_of(old) >= version_of(body):
             return None
-        concerned = {key}
+        body, concerned = without_managed_fields(body), {key}
         if old is None or claimed_names(old) != claimed_names(body) or uid_of(old) != uid_of(body):
             concerned |= self._unclaim(key)
             self.models[key] = body
@@ -72,12 +90,21 @@ class Fleet:
         return concerned
 
     def granted(self, key: ModelKey) -> tuple[str, ...]:
-        return tuple(name for name in asked_names(self.models[key]) if self.holder(name)[0] == key.namespace)
+        """The model's own names, those that are held elsewhere left out."""
+        return self._held(key, own_names(self.models[key]))
+
+    def granted_adapters(self, key: ModelKey) -> tuple[str, ...]:
+        return self._held(key, adapter_names(self.models[key]))
+
+    def _held(self, key: ModelKey, wanted: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name for name in wanted if self.holder(name)[0] == key.namespace)
 
     def kept(self, key: ModelKey) -> tuple[str, ...]:
         """Of the names that the status grants, those that are still this namespace's."""
-        held = (self.models[key].get("status") or {}).get("servedNames") or ()
-        return tuple(name for name in held if self.holder(name)[0] == key.namespace)
+        return self._held(key, _in_status(self.models[key], "servedNames"))
+
+    def kept_adapters(self, key: ModelKey) -> tuple[str, ...]:
+        return self._held(key, _in_status(self.models[key], "adapters"))
 
     def denied(self, key: ModelKey) -> Iterator[tuple[str, ModelKey]]:
         """The names that the model asked for and does not get, each with the oldest model that holds it."""

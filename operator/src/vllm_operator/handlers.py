@@ -51,7 +51,7 @@ def make_settings() -> kopf.OperatorSettings:
     settings.scanning.disabled = True  # needs no right to list CRDs and namespaces
     settings.networking.error_backoffs = API_BACKOFF
     settings.networking.request_timeout = 30
-    settings.watching.chunk_size = 500
+    settings.watching.chunk_size = 100
     # A worker serves one object and then idles for 5 s by default: with a limit of 50 workers, only 10 models
     # a second would come through.
     settings.queueing.worker_limit = None

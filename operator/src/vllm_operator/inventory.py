@@ -48,16 +48,24 @@ class NodeLedger:
     def __init__(self) -> None:
         self._held: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         self._pods: dict[str, dict[ObjectKey, Body]] = defaultdict(dict)
+        self._known: dict[str, Node] = {}  # until the node, or a pod on it, changes
 
     def note(self, old: Body | None, new: Body | None) -> None:
         for body, sign in ((old, -1), (new, 1)):
             if body is not None and (node := body["spec"]["nodeName"]):
                 for name, count in body["holds"].items():
                     self._held[node][name] += sign * count
+                self._known.pop(node, None)
         if old is not None:
             self._pods[old["spec"]["nodeName"]].pop(key_of(old), None)
         if new is not None and (node := new["spec"]["nodeName"]):
             self._pods[node][key_of(new)] = new
+
+    def note_node(self, old: Body | None, new: Body | None) -> None:
+        """A free GPU is the scheduler's business: no model is worked on because of it."""
+        for body in (old, new):
+            if body is not None:
+                self._known.pop(body["metadata"]["name"], None)
 
     def holders(self, node: str, resource: str) -> tuple[Holder, ...]:
         """Who holds a resource of a node, those that hold most first."""
@@ -69,7 +77,12 @@ class NodeLedger:
         return tuple(sorted(held, key=lambda holder: (-holder.count, holder.namespace, holder.name)))
 
     def nodes(self, bodies: Iterable[Body]) -> tuple[Node, ...]:
-        return tuple(self._node(body) for body in bodies)
+        """Every reconcile asks for all of them, and few have changed since the one before."""
+        return tuple(self._known.get(body["metadata"]["name"]) or self._made(body) for body in bodies)
+
+    def _made(self, body: Body) -> Node:
+        node = self._known[body["metadata"]["name"]] = self._node(body)
+        return node
 
     def _node(self, body: Body) -> Node:
         held = self._held.get(body["metadata"]["name"], {})

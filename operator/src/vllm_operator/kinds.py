@@ -72,6 +72,14 @@ def uid_of(body: Mapping[str, Any]) -> str:
     return str(body["metadata"].get("uid", ""))
 
 
+def without_managed_fields(body: Body) -> Body:
+    """Often a half of an object, and never read here."""
+    return {
+        **body,
+        "metadata": {key: value for key, value in body["metadata"].items() if key != "managedFields"},
+    }
+
+
 def is_controlled_by(body: Mapping[str, Any], uid: str) -> bool:
     owners = body["metadata"].get("ownerReferences") or ()
     return any(owner.get("controller") and owner["uid"] == uid for owner in owners)

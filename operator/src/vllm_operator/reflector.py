@@ -7,6 +7,7 @@ vanished between two lists is told like a deletion, so a missed event heals.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -27,7 +28,13 @@ PAUSE_SECONDS = 0.2  # between two watches, so that a server that ends them at o
 
 class Source(Protocol):
     async def list(
-        self, kind: Kind, namespace: str = "", selector: str = "", fields: str = ""
+        self,
+        kind: Kind,
+        namespace: str = "",
+        selector: str = "",
+        fields: str = "",
+        *,
+        keep: Callable[[Body], Body],
     ) -> Listing: ...
 
     def watch(
@@ -85,12 +92,17 @@ class Reflector:
                 await self._clock.sleep(self._backoff.after(self._failures))
 
     async def _without_right(self, error: Forbidden) -> None:
-        """Told once. What is needed is asked for again soon, what is optional seldom."""
+        """Told once, and asked for again at growing intervals, longer where it is optional.
+
+        At first soon, since an API server that has just come back refuses until it has read the roles.
+        """
         if not self._told:
             log.warning("no right to watch", extra={"kind": self.kind.kind, "error": error.message})
         self._told = True
         self.last_activity = self._clock.monotonic()
-        await self._clock.sleep(OPTIONAL_RETRY_SECONDS if self._optional else self._backoff.cap)
+        self._failures += 1
+        cap = OPTIONAL_RETRY_SECONDS if self._optional else self._backoff.cap
+        await self._clock.sleep(dataclasses.replace(self._backoff, cap=cap).after(self._failures))
 
     def note(self, body: Body) -> None:
         """Puts in what a write of ours answered, so that its echo is no change.
@@ -101,7 +113,7 @@ class Reflector:
             self._put(self._project(body))
 
     async def _follow(self) -> None:
-        listing = await self._source.list(self.kind, *self._scope, self._fields)
+        listing = await self._source.list(self.kind, *self._scope, self._fields, keep=self._project)
         self._replace(listing.items)
         self.synced.set()
         self.last_activity = self._clock.monotonic()
@@ -134,7 +146,7 @@ class Reflector:
             self._on_change(old, None)
 
     def _replace(self, items: list[Body]) -> None:
-        fresh = {key_of(body): body for body in map(self._project, items)}
+        fresh = {key_of(body): body for body in items}
         for key in [key for key in self.table if key not in fresh]:
             self._drop(key)
         for body in fresh.values():

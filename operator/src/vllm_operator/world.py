@@ -25,20 +25,14 @@ from vllm_operator.kinds import (
     ObjectKey,
     is_controlled_by,
     key_of,
+    without_managed_fields,
 )
 from vllm_operator.names import ModelKey
-from vllm_operator.reflector import Change, Reflector, Source
+from vllm_operator.reflector import Reflector, Source
 from vllm_operator.render.facts import Holder, Node
 from vllm_operator.settings import Settings
 from vllm_operator.surroundings import Surroundings
 from vllm_operator.upgrades import Upgrades
-
-
-def without_managed_fields(body: Body) -> Body:
-    return {
-        **body,
-        "metadata": {key: value for key, value in body["metadata"].items() if key != "managedFields"},
-    }
 
 
 class World:
@@ -82,8 +76,9 @@ class World:
                 project=slim_pod,
             )
         if self._counts_gpus:
-            silent: Change = lambda _old, _new: None  # noqa: E731  a free GPU is the scheduler's business
-            self._nodes = Reflector(source, NODES, clock, silent, project=slim_node, optional=True)
+            self._nodes = Reflector(
+                source, NODES, clock, self._ledger.note_node, project=slim_node, optional=True
+            )
 
     async def run(self) -> None:
         """Follows the cluster until cancelled."""

@@ -54,6 +54,8 @@ def _model(body: Json, by_service: dict[tuple[str, str], list[Json]], key_of: Ke
     endpoints = tuple({end.id: end for item in own for end in _endpoints(item, key)}.values())
     reason, message = ("", "") if endpoints else _why_not(status)
     weight = _number(gateway.get("weight"))
+    adapters = tuple(str(item["name"]) for item in spec.get("adapters") or () if _mapping(item).get("name"))
+    granted = {str(name) for name in status.get("adapters") or ()}
     return Model(
         name=name,
         upstream_name=name,
@@ -67,6 +69,8 @@ def _model(body: Json, by_service: dict[tuple[str, str], list[Json]], key_of: Ke
         weight=_DEFAULT_WEIGHT if weight is None else weight,
         limits=_limits(gateway, _mapping(spec.get("autoscaling"))),
         routing=_ROUTINGS.get(str(gateway.get("routing"))),
+        adapters=adapters,
+        granted_adapters=tuple(name for name in adapters if name in granted),
     )
 
 

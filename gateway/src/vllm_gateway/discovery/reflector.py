@@ -17,6 +17,8 @@ _LOG = logging.getLogger("vllm_gateway.discovery")
 _PAGE = "500"
 _FIRST_BACKOFF = 0.2
 _MAX_BACKOFF = 30.0
+# Asking a server that is away costs it nothing, and its return, with all that changed, is to be noticed soon.
+_MAX_BACKOFF_WHILE_AWAY = 5.0
 
 Json = dict[str, Any]
 Key = tuple[str, str]
@@ -73,6 +75,8 @@ class Reflector:
             except ApiError as error:
                 if error.code != 410:  # expired: ordinary, and only the list helps
                     self._report(error)
+                if error.code == 0:
+                    self._backoff = min(_MAX_BACKOFF_WHILE_AWAY, self._backoff)
             await asyncio.sleep(self._backoff * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
             self._backoff = min(_MAX_BACKOFF, self._backoff * 2)
 

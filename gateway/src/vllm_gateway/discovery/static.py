@@ -25,13 +25,22 @@ _MAX_LIST = 1024 * 1024
 _GONE = frozenset({"connect", "bad_response"})
 
 
+@dataclass(frozen=True, slots=True)
+class _Name:
+    """One entry of a backend's list; `parent` is the model that an adapter belongs to."""
+
+    name: str
+    created: int
+    parent: str = ""
+
+
 @dataclass(slots=True)
 class _Backend:
     """What is known of one backend. `names` are the last that it told; `problem` is why it is not used."""
 
     endpoint: Endpoint
     url: str
-    names: tuple[tuple[str, int], ...] = ()
+    names: tuple[_Name, ...] = ()
     problem: str = "it has not answered yet"
     asked: bool = False
 
@@ -91,7 +100,7 @@ class StaticSource:
                 backend.problem = failure.detail
         backend.asked = True
 
-    async def _names(self, endpoint: Endpoint) -> tuple[tuple[str, int], ...]:
+    async def _names(self, endpoint: Endpoint) -> tuple[_Name, ...]:
         try:
             async with asyncio.timeout(_ASK_TIMEOUT):
                 head, body = await self._get(endpoint, "/v1/models")
@@ -134,7 +143,8 @@ class _Collect:
         if len(self.pieces) > _MAX_LIST:
             self.failed(UpstreamFailure("bad_response", "the list of models is too long"))
 
-    def end(self) -> None:
+    def end(self, payload: bytes) -> None:
+        self.data(payload)
         if not self.whole.done():
             self.whole.set_result(bytes(self.pieces))
 
@@ -145,22 +155,39 @@ class _Collect:
 
 def _models(backends: Sequence[_Backend]) -> list[Model]:
     """One model a name: its endpoints are the working backends that told it."""
-    names = {name: created for backend in backends for name, created in backend.names}
-    return [_model(name, created, backends) for name, created in names.items()]
+    told = [name for backend in backends for name in backend.names]
+    known = {name.name for name in told if not name.parent}
+    names = {name.name: name.created for name in told if name.parent not in known}
+    adapters = {
+        model: tuple(dict.fromkeys(name.name for name in told if name.parent == model)) for model in names
+    }
+    return [_model(name, created, adapters[name], backends) for name, created in names.items()]
 
 
-def _model(name: str, created: int, backends: Sequence[_Backend]) -> Model:
-    having = [backend for backend in backends if any(known == name for known, _ in backend.names)]
+def _model(name: str, created: int, adapters: tuple[str, ...], backends: Sequence[_Backend]) -> Model:
+    having = [backend for backend in backends if any(known.name == name for known in backend.names)]
     endpoints = tuple(backend.endpoint for backend in having if not backend.problem)
     problems = "; ".join(f"{backend.url}: {backend.problem}" for backend in having if backend.problem)
     reason = "" if endpoints else "BackendDown"
-    return Model(name, name, endpoints=endpoints, reason=reason, message=problems, created=created)
+    return Model(
+        name,
+        name,
+        endpoints=endpoints,
+        reason=reason,
+        message=problems,
+        created=created,
+        adapters=adapters,
+        granted_adapters=adapters,
+    )
 
 
-def _read_names(body: bytes) -> tuple[tuple[str, int], ...]:
+def _read_names(body: bytes) -> tuple[_Name, ...]:
     try:
         data = json.loads(body)["data"]
-        return tuple((str(item["id"]), int(item.get("created") or 0)) for item in data)
+        return tuple(
+            _Name(str(item["id"]), int(item.get("created") or 0), str(item.get("parent") or ""))
+            for item in data
+        )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise UpstreamFailure("bad_response", "GET /v1/models answered no list of models") from None
 

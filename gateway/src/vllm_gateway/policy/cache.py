@@ -21,7 +21,19 @@ from vllm_gateway.settings import CacheSettings
 
 _PREFIX = "vllm-fleet/answer/"
 _OVERHEAD = 512  # bytes that an entry takes beside its body, about
-_NO_SAMPLING = frozenset({"/v1/embeddings", "/v1/rerank", "/v1/score"})
+_NO_SAMPLING = frozenset(
+    {
+        "/v1/embeddings",
+        "/v1/rerank",
+        "/v2/rerank",
+        "/rerank",
+        "/v1/score",
+        "/score",
+        "/v1/messages/count_tokens",
+        "/tokenize",
+        "/detokenize",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,10 @@ from vllm_gateway.errors import GatewayError, bad_request
 _STRUCTURE = re.compile(rb'["{}\[\]]')
 _SPACE = re.compile(rb"[ \t\r\n]*")
 _STRING_REST = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_TO_BRACKET = re.compile(rb'[^"{}\[\]]*+(?:' + _STRING + rb'[^"{}\[\]]*+)*+', re.DOTALL)
+_PLAIN_KEY = re.compile(rb'[ \t\r\n]*"([^"\\\x00-\x1f]*)"[ \t\r\n]*:[ \t\r\n]*')
+_SEPARATOR = re.compile(rb"[ \t\r\n]*([,}])")
 _SCALAR_END = re.compile(rb"[ \t\r\n,}\]]|$")
 _OPENERS = frozenset(b"{[")
 _QUOTE = ord('"')
@@ -61,15 +65,16 @@ def splice(body: bytes, changes: Iterable[tuple[Span, bytes]]) -> bytes:
 
 
 def prepend(body: bytes, member: bytes) -> tuple[Span, bytes]:
-    """The change that adds a member (`"key":value`) to an object that has at least one."""
+    """The change that adds a member (`"key":value`) to an object."""
     at = body.index(b"{") + 1
-    return Span(at, at), member + b","
+    empty = body[_space(body, at) : _space(body, at) + 1] == b"}"
+    return Span(at, at), member if empty else member + b","
 
 
 def decode(body: bytes, span: Span, key: str) -> object:
     """The value at `span`. Raises a 400."""
     try:
-        return json.loads(body[span.start : span.end])
+        return json.loads(body[span.start : span.end].decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError):
         raise bad_request(f"The value of {key!r} is not valid JSON.", param=key) from None
 
@@ -82,29 +87,39 @@ class _Walk:
         self._at = start
         self._max_depth = max_depth
         self._items_left = max_items
+        # At least as many as there are; where even these are few enough, no item needs to be counted.
+        most = body.count(b'"') // 2 + body.count(b"{") + body.count(b"[")
+        self._counts = most > max_items
 
     def members(self) -> Iterable[tuple[str, Span]]:
         """The top-level members in order; checks that nothing follows the object."""
-        self._at = _space(self._body, self._at + 1)
-        while self._peek() != b"}":
+        body, more = self._body, b","
+        self._at += 1
+        first = _space(body, self._at)
+        if body[first : first + 1] == b"}":
+            self._at, more = first + 1, b"}"
+        while more == b",":
             key = self._key()
             start = self._at
             self._skip_value()
             yield key, Span(start, self._at)
-            self._at = _space(self._body, self._at)
-            if self._peek() == b",":
-                self._at = _space(self._body, self._at + 1)
-                if self._peek() != b'"':
-                    raise _broken(self._at)
-            elif self._peek() != b"}":
+            separator = _SEPARATOR.match(body, self._at)
+            if separator is None:
                 raise _broken(self._at)
-        if _space(self._body, self._at + 1) != len(self._body):
-            raise _broken(self._at + 1)
+            self._at, more = separator.end(), separator[1]
+        if _space(body, self._at) != len(body):
+            raise _broken(self._at)
 
     def _peek(self) -> bytes:
         return self._body[self._at : self._at + 1]
 
     def _key(self) -> str:
+        plain = _PLAIN_KEY.match(self._body, self._at)
+        if plain is not None and plain[1].isascii():
+            self._count()
+            self._at = plain.end()
+            return plain[1].decode()
+        self._at = _space(self._body, self._at)
         if self._peek() != b'"':
             raise _broken(self._at)
         start, end = self._at, self._string_end(self._at)
@@ -134,6 +149,8 @@ class _Walk:
         """From an opening bracket to after the one that closes it."""
         body, at, depth = self._body, self._at, 1
         while True:
+            if not self._counts:
+                at = self._to_bracket(at)
             found = _STRUCTURE.search(body, at)
             if found is None:
                 raise _broken(len(body))
@@ -154,6 +171,11 @@ class _Walk:
                 if depth == 1:
                     self._at = at
                     return
+
+    def _to_bracket(self, at: int) -> int:
+        """The index of the next bracket outside strings, or of a string that does not end."""
+        found = _TO_BRACKET.match(self._body, at)
+        return found.end() if found is not None else at
 
     def _string_end(self, at: int) -> int:
         """The index after the string that begins at `at`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import uuid
+import secrets
 from collections.abc import Mapping
 
 from vllm_gateway.errors import GatewayError
@@ -12,11 +12,15 @@ _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _DIGITS = re.compile(rb"[0-9]{1,18}")
 
 
-def check_declared(headers: Mapping[bytes, bytes], max_bytes: int) -> None:
-    """Refuses by the headers alone what need not be read: another type than JSON (415), too much (413)."""
+JSON = b"application/json"
+
+
+def check_declared(headers: Mapping[bytes, bytes], max_bytes: int, wanted: bytes = JSON) -> None:
+    """Refuses by the headers alone what need not be read: not of type `wanted` (415), too much (413)."""
     kind = headers.get(b"content-type", b"").split(b";", 1)[0].strip().lower()
-    if kind != b"application/json":
-        raise GatewayError(415, "unsupported_media_type", "Send the body as content-type: application/json.")
+    if kind != wanted:
+        text = f"Send the body as content-type: {wanted.decode()}."
+        raise GatewayError(415, "unsupported_media_type", text)
     if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
         raise GatewayError(415, "unsupported_media_type", "Send the body without content-encoding.")
     length = headers.get(b"content-length")
@@ -37,4 +41,4 @@ def request_id(headers: Mapping[bytes, bytes]) -> str:
     given = headers.get(b"x-request-id")
     if given is not None and _REQUEST_ID.fullmatch(given):
         return given.decode("ascii")
-    return uuid.uuid4().hex
+    return secrets.token_hex(16)

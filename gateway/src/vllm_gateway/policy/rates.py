@@ -12,13 +12,18 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 from typing import TYPE_CHECKING
 
+from cachetools import LRUCache
 from limits import RateLimitItem, RateLimitItemPerMinute
-from limits.aio.storage import MemoryStorage, RedisStorage, Storage
+from limits.aio.storage import RedisStorage, Storage
 from limits.aio.strategies import FixedWindowRateLimiter, RateLimiter, SlidingWindowCounterRateLimiter
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter as LocalFixedWindow
+from limits.strategies import RateLimiter as LocalRateLimiter
+from limits.strategies import SlidingWindowCounterRateLimiter as LocalSlidingWindow
+from limits.util import WindowStats
 
 from vllm_gateway.errors import GatewayError
 from vllm_gateway.policy.keys import Caller
@@ -29,56 +34,99 @@ if TYPE_CHECKING:
 
 _PREFIX = "vllm-fleet"
 _SWEEP_SECONDS = 5.0
+_ITEMS = 1024
 
 
 class _Memory(MemoryStorage):
-    """limits 5.8 looks through all keys after every hit, 3 ms for 10,000 keys; here once in a while."""
+    """limits 5.8 looks through all keys after every hit, in a thread; here that happens once in a while."""
 
     _next_sweep = 0.0
 
-    async def _MemoryStorage__schedule_expiry(self) -> None:  # noqa: N802 - a private name of the pinned library
+    def _MemoryStorage__schedule_expiry(self) -> None:  # noqa: N802 - a private name of the pinned library
         now = time.monotonic()
         if now >= self._next_sweep:
             self._next_sweep = now + _SWEEP_SECONDS
-            await super()._MemoryStorage__schedule_expiry()  # type: ignore[misc]
+            self._MemoryStorage__expire_events()  # type: ignore[attr-defined]
 
 
 class _Window:
-    """One kind of limit, counted in the shared store, or here while that is away."""
+    """One kind of limit, counted in the shared store, or here while that is away.
 
-    def __init__(self, kind: type[RateLimiter], storage: Storage | None, shared: Shared) -> None:
-        self._alone = kind(_Memory())
+    What is counted here takes no coroutine: limits' asynchronous memory store cost 80 µs a request.
+    """
+
+    def __init__(
+        self, alone: type[LocalRateLimiter], kind: type[RateLimiter], storage: Storage | None, shared: Shared
+    ) -> None:
+        self._alone = alone(_Memory())
         self._together = kind(storage) if storage is not None else None
         self._shared = shared
+
+    @property
+    def shared(self) -> bool:
+        """Whether counting may have to wait for a server."""
+        return self._together is not None
+
+    def hit_here(self, item: RateLimitItem, name: str, cost: int = 1) -> bool:
+        return self._alone.hit(item, name, cost=cost)
 
     async def hit(self, item: RateLimitItem, name: str, cost: int = 1) -> bool:
         together = self._together
         if together is None:
-            return await self._alone.hit(item, name, cost=cost)
-        return await self._shared.attempt(
-            lambda: together.hit(item, name, cost=cost), lambda: self._alone.hit(item, name, cost=cost)
-        )
+            return self._alone.hit(item, name, cost=cost)
+
+        async def alone() -> bool:
+            return self._alone.hit(item, name, cost=cost)
+
+        return await self._shared.attempt(lambda: together.hit(item, name, cost=cost), alone)
 
     async def test(self, item: RateLimitItem, name: str) -> bool:
         together = self._together
         if together is None:
-            return await self._alone.test(item, name)
-        return await self._shared.attempt(
-            lambda: together.test(item, name), lambda: self._alone.test(item, name)
-        )
+            return self._alone.test(item, name)
+
+        async def alone() -> bool:
+            return self._alone.test(item, name)
+
+        return await self._shared.attempt(lambda: together.test(item, name), alone)
 
     async def seconds_left(self, item: RateLimitItem, name: str) -> int:
         """Until something is free again: at least one, and never more than the window."""
         together = self._together
         if together is None:
-            stats = await self._alone.get_window_stats(item, name)
+            stats = self._alone.get_window_stats(item, name)
         else:
-            stats = await self._shared.attempt(
-                lambda: together.get_window_stats(item, name),
-                lambda: self._alone.get_window_stats(item, name),
-            )
+
+            async def alone() -> WindowStats:
+                return self._alone.get_window_stats(item, name)
+
+            stats = await self._shared.attempt(lambda: together.get_window_stats(item, name), alone)
         # The whole second after it: at the very moment a sliding window is still full.
         return max(1, min(math.floor(stats.reset_time - time.time()) + 1, item.get_expiry()))
+
+
+class Permit:
+    """One request of a key, counted while it runs."""
+
+    __slots__ = ("_active", "_caller")
+
+    def __init__(self, active: Counter[str], caller: Caller) -> None:
+        self._active = active
+        self._caller = caller
+
+    def __enter__(self) -> None:
+        name, most = self._caller.name, self._caller.limits.concurrency
+        if most is not None and self._active[name] >= most:
+            raise _exceeded(f"The key {name!r} has {most} requests under way, its limit.", 1)
+        self._active[name] += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        name = self._caller.name
+        self._active[name] -= 1
+        if not self._active[name]:
+            del self._active[name]
 
 
 class Rates:
@@ -86,24 +134,15 @@ class Rates:
 
     def __init__(self, shared: Shared) -> None:
         storage = shared_storage(shared.pool) if shared.pool is not None else None
-        self._requests = _Window(SlidingWindowCounterRateLimiter, storage, shared)
-        self._tokens = _Window(FixedWindowRateLimiter, storage, shared)
+        self._requests = _Window(LocalSlidingWindow, SlidingWindowCounterRateLimiter, storage, shared)
+        self._tokens = _Window(LocalFixedWindow, FixedWindowRateLimiter, storage, shared)
+        self._items: LRUCache[tuple[str, int], RateLimitItem] = LRUCache(_ITEMS)
         self._active: Counter[str] = Counter()
         self._charges: set[asyncio.Task[bool]] = set()
 
-    @contextmanager
-    def permit(self, caller: Caller) -> Iterator[None]:
-        """One of the key's requests at once, until the exit. Raises a 429."""
-        most = caller.limits.concurrency
-        if most is not None and self._active[caller.name] >= most:
-            raise _exceeded(f"The key {caller.name!r} has {most} requests under way, its limit.", 1)
-        self._active[caller.name] += 1
-        try:
-            yield
-        finally:
-            self._active[caller.name] -= 1
-            if not self._active[caller.name]:
-                del self._active[caller.name]
+    def permit(self, caller: Caller) -> Permit:
+        """One of the key's requests at once, from `with`, which raises a 429, to its end."""
+        return Permit(self._active, caller)
 
     async def admit(self, caller: Caller) -> None:
         """Counts a request. Raises a 429. Tokens come first, so that what they refuse costs no request."""
@@ -122,6 +161,9 @@ class Rates:
         if caller.limits.tokens_per_minute is None or tokens <= 0:
             return
         item = self._item("tokens", caller.limits.tokens_per_minute)
+        if not self._tokens.shared:
+            self._tokens.hit_here(item, caller.name, tokens)
+            return
         charge = asyncio.ensure_future(self._tokens.hit(item, caller.name, tokens))
         self._charges.add(charge)
         charge.add_done_callback(self._charges.discard)
@@ -136,7 +178,10 @@ class Rates:
         return self._active.total()
 
     def _item(self, kind: str, amount: int) -> RateLimitItem:
-        return RateLimitItemPerMinute(amount, namespace=kind)
+        item = self._items.get((kind, amount))
+        if item is None:
+            item = self._items[kind, amount] = RateLimitItemPerMinute(amount, namespace=kind)
+        return item
 
 
 def shared_storage(pool: ConnectionPool) -> Storage:

@@ -50,7 +50,8 @@ class Model:
     """A model as callers see it, and what the engine calls it (`upstream_name`).
 
     `reason` and `message` say why there is no endpoint, in the words of the Ready condition; `stalled` that
-    time alone will not change it.
+    time alone will not change it. `adapters` are its LoRA adapters, `granted_adapters` those whose name works
+    without the model's; `adapter` is set where this is the model with one of them (`as_adapter`).
     """
 
     name: str
@@ -65,6 +66,9 @@ class Model:
     weight: int = 100
     limits: Limits = Limits()
     routing: Routing | None = None
+    adapters: tuple[str, ...] = ()
+    granted_adapters: tuple[str, ...] = ()
+    adapter: str = ""
 
     @property
     def key(self) -> str:
@@ -74,7 +78,17 @@ class Model:
     @property
     def public_name(self) -> str:
         """The name that callers know it by: the first short one that was granted, or the key."""
+        if self.adapter:
+            return self.adapter if self.adapter in self.granted_adapters else self.full_name(self.adapter)
         return next(iter(self.served_names), self.key)
+
+    def full_name(self, adapter: str) -> str:
+        """The name that always means this adapter: no name of a model holds a colon."""
+        return f"{self.key}:{adapter}"
+
+    def as_adapter(self, name: str) -> Model:
+        """The model with one of its adapters; itself for an empty name. Endpoints and metrics are its own."""
+        return replace(self, adapter=name, upstream_name=name) if name else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +118,13 @@ class Table:
                 holders = names.get(name, ())
                 if not holders or holders[0].namespace == model.namespace:
                     names[name] = (*holders, model)
+        taken = frozenset(names)
+        for model in sorted(by_key.values(), key=lambda model: (model.created, model.key)):
+            for name in dict.fromkeys(model.granted_adapters):
+                holders = names.get(name, ())
+                if name not in taken and (not holders or holders[0].namespace == model.namespace):
+                    names[name] = (*holders, model.as_adapter(name))
+            names |= {model.full_name(name): (model.as_adapter(name),) for name in model.adapters}
         names |= {key: (model,) for key, model in by_key.items()}  # a key always wins over a short name
         return cls(MappingProxyType(by_key), MappingProxyType(names), complete, tuple(notes))
 
@@ -126,7 +147,12 @@ class Table:
 
     def now(self, models: Iterable[Model], name: str) -> tuple[Model, ...]:
         """What became of `models`, which an older table gave for `name`. Raises a 404 if all are gone."""
-        kept = tuple(self.models[model.key] for model in models if model.key in self.models)
+        kept = tuple(
+            current.as_adapter(model.adapter)
+            for model in models
+            if (current := self.models.get(model.key)) is not None
+            and (not model.adapter or model.adapter in current.adapters)
+        )
         if not kept:
             raise model_removed(name)
         return kept
@@ -137,9 +163,15 @@ class Table:
 
     def public_names(self) -> list[str]:
         """One name per way to ask: the short names, and the key of a model that has none."""
-        short = [name for name in self.names if name not in self.models]
+        adapters = {model.full_name(name) for model in self.models.values() for name in model.adapters}
+        short = [name for name in self.names if name not in self.models and name not in adapters]
         bare = [model.key for model in self.models.values() if not _has_short_name(model)]
-        return sorted({*short, *bare})
+        return sorted({*short, *bare, *(name for name in adapters if not self._has_granted(name))})
+
+    def _has_granted(self, full_name: str) -> bool:
+        """Whether an adapter can be asked for by its short name too."""
+        (model,) = self.names[full_name]
+        return any(other.key == model.key and other.adapter for other in self.names.get(model.adapter, ()))
 
 
 def _has_short_name(model: Model) -> bool:

@@ -63,6 +63,7 @@ class Call:
     timeout: Callable[[Model], float]
     timeout_reason: str
     hint: Hint = field(default_factory=Hint)
+    content_type: str = "application/json"
 
 
 @dataclass(slots=True)
@@ -160,8 +161,8 @@ class Engines:
         connection = await self.client.connect(endpoint, fresh=fresh)
         sent_at = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(call.timeout(model)):
-                head = await connection.exchange(request_bytes(call, endpoint, call.body_for(model)))
+            request = request_bytes(call, endpoint, call.body_for(model))
+            head = await connection.exchange(request, call.timeout(model))
         except TimeoutError as error:
             connection.close()
             raise UpstreamFailure(call.timeout_reason, "no response head in time") from error
@@ -181,7 +182,7 @@ def request_bytes(call: Call, endpoint: Endpoint, body: bytes) -> bytes:
     lines = [
         f"POST {endpoint.prefix}{call.path} HTTP/1.1\r\n"
         f"host: {host}:{endpoint.port}\r\n"
-        "content-type: application/json\r\n"
+        f"content-type: {call.content_type}\r\n"
         f"content-length: {len(body)}\r\n"
         f"x-request-id: {call.request_id}\r\n".encode("latin-1")
     ]

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from vllm_gateway.errors import UpstreamFailure
 from vllm_gateway.routing.table import Endpoint
-from vllm_gateway.upstream.http1 import MAX_HEAD_BYTES, Body, EofBody, Head, parse_head
+from vllm_gateway.upstream.http1 import MAX_HEAD_BYTES, Body, ChunkedBody, EofBody, Head, parse_head
 
 _MAX_EARLY = 256 * 1024
 
@@ -25,8 +25,14 @@ class Sink(Protocol):
     """Where a body goes, one call a read. After `end` or `failed` nothing more is called."""
 
     def data(self, payload: bytes) -> None: ...
-    def end(self) -> None: ...
+    def end(self, payload: bytes) -> None:
+        """The body's last piece, which may be empty."""
+        ...
+
     def failed(self, failure: UpstreamFailure) -> None: ...
+
+
+Tap = Callable[[bytes], int]
 
 
 class Connection(asyncio.Protocol):
@@ -39,6 +45,8 @@ class Connection(asyncio.Protocol):
         self._buffer = b""
         self._body: Body | None = None
         self._sink: Sink | None = None
+        self._tap: Tap | None = None
+        self._chunks: ChunkedBody | None = None
         self._failure: UpstreamFailure | None = None
         self._keep_alive = False
         self._paused = False
@@ -47,8 +55,9 @@ class Connection(asyncio.Protocol):
 
     # What the caller of an engine uses.
 
-    async def exchange(self, request: bytes) -> Head:
-        """Sends a request and returns the head of the answer. Raises UpstreamFailure.
+    async def exchange(self, request: bytes, seconds: float | None = None) -> Head:
+        """Sends a request and returns the head of the answer. Raises UpstreamFailure, or TimeoutError where
+        that takes longer than `seconds`.
 
         A failure is retryable if the connection was a reused one and not one byte of an answer came: the
         engine closed it just as the request was sent. A new connection that closes may mean that the request
@@ -57,21 +66,30 @@ class Connection(asyncio.Protocol):
         if self._transport is None or self._failure is not None:
             raise self._failure or self._lost(None)
         self._awaited = self._loop.create_future()
+        timer = self._loop.call_later(seconds, self._too_late) if seconds is not None else None
         self._transport.write(request)
         try:
             return await self._awaited
         finally:
             self._awaited = None
+            if timer is not None:
+                timer.cancel()
 
-    def start(self, sink: Sink) -> None:
-        """Delivers the body to `sink`, beginning with what has come already."""
+    def start(self, sink: Sink, tap: Tap | None = None) -> None:
+        """Delivers the body to `sink`, beginning with what has come already.
+
+        `tap` is offered each read that begins with a chunk's first byte, as it is, framing included; it says
+        how many bytes it has taken: whole chunks, and never the last one, of size 0.
+        """
         self._sink = sink
+        self._chunks = self._body if isinstance(self._body, ChunkedBody) else None
+        self._tap = tap if self._chunks is not None else None
         early, self._buffer = self._buffer, b""
         self.resume()
         if early:
             self._deliver(early)
         elif self._body is not None and self._body.done:
-            self._finish()
+            self._finish(b"")
         if self._failure is not None and self._sink is not None:
             self._fail(self._failure)
 
@@ -89,7 +107,7 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """Closes at once, which is what tells an engine to stop generating (vLLM: within 0.2 s)."""
-        self._sink = None
+        self._sink = self._tap = None
         self._failure = self._failure or UpstreamFailure("closed", "closed here")
         if self._transport is not None:
             self._transport.abort()
@@ -105,6 +123,11 @@ class Connection(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
+        if self._tap is not None and self._chunks is not None and self._chunks.between:
+            taken = self._tap(data)
+            if taken == len(data):
+                return
+            data = data[taken:] if taken else data
         if self._sink is not None:
             self._deliver(data)
         elif self._awaited is not None and not self._awaited.done():
@@ -118,7 +141,7 @@ class Connection(asyncio.Protocol):
         if exc is None and isinstance(self._body, EofBody):
             self._body.done = True
             if self._sink is not None:
-                self._finish()
+                self._finish(b"")
         self._fail(self._lost(exc))
         if self.on_idle_close is not None:
             self.on_idle_close()
@@ -134,10 +157,10 @@ class Connection(asyncio.Protocol):
         except UpstreamFailure as failure:
             self._fail(failure)
             return
-        if payload:
-            sink.data(payload)
         if body.done:
-            self._finish()
+            self._finish(payload)
+        elif payload:
+            sink.data(payload)
 
     def _read_head(self, data: bytes) -> None:
         self._buffer += data
@@ -167,17 +190,22 @@ class Connection(asyncio.Protocol):
 
     # Ends
 
-    def _finish(self) -> None:
+    def _too_late(self) -> None:
+        if self._awaited is not None and not self._awaited.done():
+            self._awaited.set_exception(TimeoutError())
+
+    def _finish(self, payload: bytes) -> None:
         body, sink = self._body, self._sink
-        self._body, self._sink = None, None
+        self._body = self._sink = self._tap = None
         if body is not None and body.surplus:
             self._keep_alive = False
         if sink is not None:
-            sink.end()
+            sink.end(payload)
 
     def _fail(self, failure: UpstreamFailure) -> None:
         self._failure = self._failure or failure
-        sink, self._sink = self._sink, None
+        sink = self._sink
+        self._sink = self._tap = None
         if self._transport is not None and not self._transport.is_closing():
             self._transport.abort()
         if self._awaited is not None and not self._awaited.done():

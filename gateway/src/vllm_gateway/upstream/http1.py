@@ -72,9 +72,14 @@ class EofBody:
 
 
 class ChunkedBody:
-    """`transfer-encoding: chunked`. Sizes are 1 to 8 hex digits; extensions and trailers are dropped."""
+    """`transfer-encoding: chunked`. Sizes are 1 to 8 hex digits; extensions and trailers are dropped.
+
+    `between` is true where the next byte is a chunk's first: whoever knows the chunks that come may then take
+    them itself.
+    """
 
     def __init__(self) -> None:
+        self.between = True
         self.done = False
         self.surplus = False
         self._held = b""  # an incomplete chunk line, or the trailers so far
@@ -99,6 +104,7 @@ class ChunkedBody:
             step = self._take if self._left else self._next_chunk
             position = step(data, position, payload)
         self.surplus = self.done and position < len(data)
+        self.between = not (self._left or self._held or self.done)
         return b"".join(payload)
 
     def _take(self, data: bytes, position: int, payload: list[bytes]) -> int:

@@ -44,6 +44,11 @@ class Events:
         self._held = data[end:]
         return data[:end]
 
+    @property
+    def between(self) -> bool:
+        """Whether the next byte is an event's first."""
+        return not (self._held or self.inside)
+
     def rest(self) -> bytes:
         """What is left of an event that never ended; per the specification a reader discards it."""
         held, self._held = self._held, b""
@@ -66,6 +71,11 @@ def split(block: bytes) -> list[bytes]:
     if start < len(block):
         events.append(block[start:])
     return events
+
+
+def last_event(block: bytes) -> bytes:
+    """The last event of a block of whole events that end as vLLM's do."""
+    return block[block.rfind(b"\n\n", 0, -2) + 2 :] if b"\n\n" in block[:-2] else block
 
 
 def data_of(event: bytes) -> bytes | None:

@@ -38,6 +38,7 @@ class Channel(Protocol):
     gone: bool
     started: bool
     finished: bool
+    forwards: bool
     flow: Flow | None
 
     def start(self, status: int, headers: Headers, length: int | None) -> None:
@@ -45,12 +46,24 @@ class Channel(Protocol):
         ...
 
     def write(self, block: bytes) -> None: ...
+    def forward(self, chunks: bytes) -> None:
+        """Whole chunks in HTTP's own framing, as an engine sent them; only where `forwards`."""
+        ...
+
     def finish(self, block: bytes = b"") -> None:
         """The body's last block and its end."""
         ...
 
+    def flush(self) -> None:
+        """Sends the head, if nothing was written after it: until then it waits, for one write less."""
+        ...
+
     def abort(self) -> None:
         """Cuts the connection, so that the caller sees the answer as broken."""
+        ...
+
+    def whole_body(self) -> bytes | None:
+        """The request's body if all of it is here; otherwise it is to be received."""
         ...
 
     def watch(self, receive: Receive) -> None:
@@ -74,7 +87,8 @@ class RawChannel:
         self._cycle = raw.cycle
         self._transport: asyncio.Transport = raw.protocol.transport
         self._owner = asyncio.current_task()
-        self._chunked = False
+        self._head = b""
+        self.forwards = False  # whether the body is chunked
         self.flow: Flow | None = None
         self.gone = self._transport.is_closing()
         self.started = False
@@ -94,25 +108,37 @@ class RawChannel:
         if length is not None:
             lines.append(b"content-length: %d\r\n" % length)
         elif cycle.scope["http_version"] == "1.1":
-            self._chunked = True
+            self.forwards = True
             lines.append(b"transfer-encoding: chunked\r\n")
         else:
             cycle.keep_alive = False
         if not cycle.keep_alive and (b"connection", b"close") not in headers:
             lines.append(b"connection: close\r\n")
-        self._send(b"".join((*lines, b"\r\n")))
+        lines.append(b"\r\n")
+        self._head = b"".join(lines)
 
     def write(self, block: bytes) -> None:
-        self._send(b"%x\r\n%b\r\n" % (len(block), block) if self._chunked else block)
+        self.forward(b"%x\r\n%b\r\n" % (len(block), block) if self.forwards else block)
+
+    def forward(self, chunks: bytes) -> None:
+        if self.gone:
+            return
+        if self._head:
+            chunks, self._head = self._head + chunks, b""
+        self._transport.write(chunks)
+
+    def flush(self) -> None:
+        if self._head:
+            self.forward(b"")
 
     def finish(self, block: bytes = b"") -> None:
         if self.finished or self.gone:
             return
         self.finished = True
-        if self._chunked:
-            self._send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(block), block) if block else b"0\r\n\r\n")
-        elif block:
-            self._send(block)
+        if self.forwards:
+            self.forward(b"%x\r\n%b\r\n0\r\n\r\n" % (len(block), block) if block else b"0\r\n\r\n")
+        elif block or self._head:
+            self.forward(block)
         self._release()
         cycle = self._cycle
         cycle.response_complete = True
@@ -126,13 +152,23 @@ class RawChannel:
         self._cycle.disconnected = True
         self._transport.abort()
 
+    def whole_body(self) -> bytes | None:
+        """The usual request comes in one read, head and body, and need not wait for itself."""
+        cycle = self._cycle
+        return None if cycle.more_body or cycle.disconnected else bytes(cycle.body)
+
     def watch(self, receive: Receive) -> None:  # noqa: ARG002 - the other channel needs it
         """The protocol calls `connection_lost`; reading must go on, or it could not know."""
         if not self._protocol.pipeline:
             self._protocol.flow.resume_reading()
 
     async def wait(self, done: asyncio.Future[Any]) -> None:
-        await asyncio.wait((done,))
+        if done.done():
+            return
+        # Awaited itself it would be cancelled with its waiter; asyncio.wait would do, for ten times as much.
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.add_done_callback(lambda _: None if waiter.done() else waiter.set_result(None))
+        await waiter
 
     async def close(self) -> None:
         self._release()
@@ -154,10 +190,6 @@ class RawChannel:
         if self._owner is not None and not self.finished:
             self._owner.cancel()
 
-    def _send(self, data: bytes) -> None:
-        if not self.gone:
-            self._transport.write(data)
-
     def _release(self) -> None:
         if self._protocol.listener is self:
             self._protocol.listener = None
@@ -174,6 +206,7 @@ class AsgiChannel:
         self._queued = 0
         self._news = asyncio.Event()
         self._paused = False
+        self.forwards = False
         self.flow: Flow | None = None
         self.gone = False
         self.started = False
@@ -187,6 +220,12 @@ class AsgiChannel:
     def write(self, block: bytes) -> None:
         self._put({"type": "http.response.body", "body": block, "more_body": True}, len(block))
 
+    def forward(self, chunks: bytes) -> None:
+        raise NotImplementedError("ASGI servers frame by themselves")
+
+    def flush(self) -> None:
+        """What was put is sent by the owner's task."""
+
     def finish(self, block: bytes = b"") -> None:
         if self.finished or self.gone:
             return
@@ -196,6 +235,9 @@ class AsgiChannel:
     def abort(self) -> None:
         """ASGI has no way to cut: a server closes where an application returns in the middle."""
         self._leave()
+
+    def whole_body(self) -> bytes | None:
+        return None
 
     def watch(self, receive: Receive) -> None:
         self._watcher = asyncio.ensure_future(self._until_disconnect(receive))

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -20,11 +21,14 @@ from vllm_gateway.policy import envelope
 from vllm_gateway.routing.table import Model, Table
 from vllm_gateway.settings import RequestLimits
 from vllm_gateway.upstream import sse
-from vllm_gateway.web.dialect import Account
+from vllm_gateway.web.dialect import Account, Shortcut
 from vllm_gateway.web.openai import Request, choose_default, conversation_prefix
 
 UPSTREAM_PATH = "/v1/chat/completions"
 MAX_EVENT_BYTES = 1200
+_MAX_QUICK = MAX_EVENT_BYTES - 40
+# The inside of a JSON string that is ASCII: it may go into another one as it is.
+_PLAIN = re.compile(rb'(?:[ !#-\[\]-~]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*+')
 _CHAT_KEYS = frozenset({"model", "message", "messages", "temperature", "max_tokens"})
 
 
@@ -126,6 +130,15 @@ def text_events(key: str, text: str) -> Iterator[bytes]:
         text = text[len(piece) :]
 
 
+def _retold(key: str, text: bytes) -> bytes:
+    """The inside of a JSON string that is long, not ASCII or not quite JSON."""
+    try:
+        whole = json.loads(b'"%b"' % text)
+    except ValueError:
+        return b""
+    return b"".join(text_events(key, whole))
+
+
 def _fitting(text: str, room: int) -> str:
     """The longest beginning of `text` whose JSON fits; characters are never split."""
     used = 0
@@ -136,8 +149,10 @@ def _fitting(text: str, room: int) -> str:
     return text
 
 
-class ChatStream:
+class ChatStream(Shortcut):
     """vLLM's chunks as `{"token": …}` events."""
+
+    verbatim = False
 
     def __init__(self, model: str) -> None:
         self.account = Account()
@@ -146,6 +161,19 @@ class ChatStream:
 
     def block(self, block: bytes) -> bytes:
         return b"".join(part for part in map(self._translate, sse.split(block)) if part)
+
+    def rewrite(self, key: str, texts: Sequence[bytes]) -> bytes:
+        name = "reasoning" if key.startswith("reasoning") else "token"
+        head = b'data: {"%b": "' % name.encode()
+        return b"".join(
+            [
+                b'%b%b"}\n\n' % (head, text)
+                if len(text) <= _MAX_QUICK and _PLAIN.fullmatch(text) is not None
+                else _retold(name, text)
+                for text in texts
+                if text
+            ]
+        )
 
     def has_token(self, block: bytes) -> bool:
         return any(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from vllm_gateway.errors import GatewayError
+
+_ANTHROPIC_CACHE = ("cache_read_input_tokens", "cache_creation_input_tokens")
 
 
 @dataclass(slots=True)
@@ -20,8 +23,15 @@ class Account:
     done: bool = False
 
     def read_usage(self, usage: object) -> None:
-        """A usage object of vLLM or OpenAI; anything else is ignored."""
-        if isinstance(usage, dict):
+        """A usage object of vLLM, OpenAI or Anthropic; anything else is ignored."""
+        if not isinstance(usage, dict):
+            return
+        if "input_tokens" in usage:
+            # Anthropic counts what a cache had beside its `input_tokens`, OpenAI within them.
+            cached = sum(_count(usage.get(key), 0) for key in _ANTHROPIC_CACHE)
+            self.prompt_tokens = _count(usage["input_tokens"], self.prompt_tokens) + cached
+            self.completion_tokens = _count(usage.get("output_tokens"), self.completion_tokens)
+        else:
             self.prompt_tokens = _count(usage.get("prompt_tokens"), self.prompt_tokens)
             self.completion_tokens = _count(usage.get("completion_tokens"), self.completion_tokens)
 
@@ -33,6 +43,19 @@ class Account:
 
 def _count(value: object, default: int) -> int:
     return value if isinstance(value, int) and value >= 0 else default
+
+
+class Shortcut:
+    """A stream dialect that has no need to see ordinary token events: those that differ in their text only.
+
+    `verbatim` ones let them pass as they are. Others make their own of the texts, each the inside of a JSON
+    string; `key` says where in vLLM's event it stood (`content`, `reasoning`, `text`).
+    """
+
+    verbatim = True
+
+    def rewrite(self, key: str, texts: Sequence[bytes]) -> bytes:
+        raise NotImplementedError(key, texts)
 
 
 class StreamDialect(Protocol):

@@ -16,7 +16,7 @@ from vllm_gateway.errors import (
     UpstreamFailure,
     from_failure,
     internal_error,
-    openai_error,
+    openai_body,
     shutting_down,
 )
 from vllm_gateway.policy.keys import ANONYMOUS
@@ -70,7 +70,7 @@ class Edge:
             common_headers=common,
             receive=receive,
             channel=channel_for(scope, send),
-            error_object=route.error_object if route is not None else openai_error,
+            error_body=route.family.error_body if route is not None else openai_body,
         )
         try:
             if is_preflight(method, headers):

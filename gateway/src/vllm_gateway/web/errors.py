@@ -8,12 +8,12 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from vllm_gateway.errors import GatewayError, bad_request, internal_error, openai_error
+from vllm_gateway.errors import GatewayError, bad_request, internal_error, openai_body
 
 
 def response_for(error: GatewayError) -> Response:
     headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
-    body = json.dumps({"error": openai_error(error)})
+    body = json.dumps(openai_body(error))
     return Response(body, error.status, headers, media_type="application/json")
 
 

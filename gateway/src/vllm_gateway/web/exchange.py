@@ -10,8 +10,9 @@ from contextlib import ExitStack
 from typing import Any
 
 from vllm_gateway.errors import GatewayError
+from vllm_gateway.policy import multipart
 from vllm_gateway.policy.keys import ANONYMOUS
-from vllm_gateway.policy.limits import body_too_large, body_too_slow, check_declared
+from vllm_gateway.policy.limits import JSON, body_too_large, body_too_slow, check_declared
 from vllm_gateway.settings import RequestLimits
 from vllm_gateway.telemetry import UNKNOWN_MODEL
 from vllm_gateway.web.channel import Channel, Headers, Receive
@@ -41,7 +42,7 @@ class Exchange:
         common_headers: Headers,
         receive: Receive,
         channel: Channel,
-        error_object: Callable[[GatewayError], dict[str, Any]],
+        error_body: Callable[[GatewayError], dict[str, Any]],
     ) -> None:
         self.method = method
         self.route = route
@@ -57,15 +58,27 @@ class Exchange:
         self.started_at = asyncio.get_running_loop().time()
         self._common = common_headers
         self._receive = receive
-        self._error_object = error_object
+        self._error_body = error_body
         self._unread = True
 
     async def body(self, limits: RequestLimits) -> bytes:
-        """The request's body. Raises GatewayError (408, 413, 415) or Disconnected."""
-        check_declared(self.headers, limits.body_bytes)
+        """The request's body, which is JSON. Raises GatewayError (408, 413, 415) or Disconnected."""
+        return await self._body(limits, limits.body_bytes, JSON)
+
+    async def form(self, limits: RequestLimits) -> bytes:
+        """The same of a form with a file."""
+        return await self._body(limits, limits.upload_bytes, multipart.KIND)
+
+    async def _body(self, limits: RequestLimits, max_bytes: int, kind: bytes) -> bytes:
+        check_declared(self.headers, max_bytes, kind)
+        whole = self.channel.whole_body()
+        if whole is not None and len(whole) <= max_bytes:
+            self._unread = False
+            self.channel.watch(self._receive)
+            return whole
         try:
             async with asyncio.timeout(limits.body_timeout):
-                body = await self._read(limits.body_bytes)
+                body = await self._read(max_bytes)
         except TimeoutError:
             raise body_too_slow(limits.body_timeout) from None
         self.channel.watch(self._receive)
@@ -110,7 +123,7 @@ class Exchange:
         if self._unread:
             headers.append((b"connection", b"close"))
         self.outcome = error.code
-        self.respond_json(error.status, {"error": self._error_object(error)}, headers)
+        self.respond_json(error.status, self._error_body(error), headers)
 
     async def _discard(self) -> None:
         if b"expect" in self.headers:

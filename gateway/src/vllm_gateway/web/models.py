@@ -16,6 +16,7 @@ class ModelState(BaseModel):
 
     name: str
     names: list[str]
+    adapters: list[str]
     ready: bool
     endpoints: int
     reason: str
@@ -30,12 +31,13 @@ class ModelStates(BaseModel):
 
 
 class OpenAIModel(BaseModel):
-    """A name that a request may give, in OpenAI's shape."""
+    """A name that a request may give, in OpenAI's shape. `parent` is the model of a LoRA adapter."""
 
     id: str
     object: str = "model"
     created: int
     owned_by: str = OWNER
+    parent: str | None = None
 
 
 class OpenAIModels(BaseModel):
@@ -53,6 +55,7 @@ def _state(model: Model) -> ModelState:
     return ModelState(
         name=model.key,
         names=sorted({model.key, *model.served_names}),
+        adapters=list(model.adapters),
         ready=bool(model.endpoints),
         endpoints=len(model.endpoints),
         reason=model.reason,
@@ -72,13 +75,13 @@ def models_router(services: Services) -> APIRouter:
         """Every model that the caller may use, and its state."""
         return states(seen(request))
 
-    @router.get("/v1/models", operation_id="openai_models")
+    @router.get("/v1/models", operation_id="openai_models", response_model_exclude_none=True)
     async def openai_models(request: Request) -> OpenAIModels:
         """The names that requests may give."""
         table = seen(request)
         return OpenAIModels(data=[_named(table, name) for name in table.public_names()])
 
-    @router.get("/v1/models/{name:path}", operation_id="openai_model")
+    @router.get("/v1/models/{name:path}", operation_id="openai_model", response_model_exclude_none=True)
     async def openai_model(request: Request, name: str) -> OpenAIModel:
         """One name."""
         table = seen(request)
@@ -89,4 +92,6 @@ def models_router(services: Services) -> APIRouter:
 
 
 def _named(table: Table, name: str) -> OpenAIModel:
-    return OpenAIModel(id=name, created=min(model.created for model in table.names[name]))
+    holders = table.names[name]
+    parent = table.models[holders[0].key].public_name if holders[0].adapter else None
+    return OpenAIModel(id=name, created=min(model.created for model in holders), parent=parent)

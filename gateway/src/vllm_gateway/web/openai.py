@@ -13,15 +13,27 @@ from vllm_gateway.routing.pick import PREFIX_CHARACTERS
 from vllm_gateway.routing.table import Model, Table
 from vllm_gateway.settings import RequestLimits
 from vllm_gateway.upstream import sse
-from vllm_gateway.web.dialect import Account
+from vllm_gateway.web.dialect import Account, Shortcut
 
-STREAMING = ("/v1/chat/completions", "/v1/completions")
-ROUTES = (*STREAMING, "/v1/embeddings")
-_KEYS = frozenset({"model", "stream", "stream_options", "messages", "prompt"})
+_STORED = ("background", "previous_response_id")
+_KEYS = frozenset({"model", "stream", "stream_options", "messages", "prompt", "input", *_STORED})
 _MAX_NAME = 256
 _USAGE_ON = b'{"include_usage":true}'
 _DONE = b"data: [DONE]\n\n"
 _PASSED_ON = frozenset({400, 409, 413, 422})  # what the caller got wrong, in the engine's own words
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What of a route's bodies the gateway acts on.
+
+    `ask_usage`: a stream has its token counts only where `stream_options` asks for them. `stored`: a body may
+    refer to what one replica keeps in its memory.
+    """
+
+    streams: bool = False
+    ask_usage: bool = False
+    stored: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,23 +46,29 @@ class Request:
     strip_usage: bool
     body_for: Callable[[Model], bytes]
     prefix: Callable[[], str]
+    content_type: str = "application/json"
 
 
 def understand(
-    body: bytes, table: Table, limits: RequestLimits, *, can_stream: bool, default: str | None
+    body: bytes, table: Table, limits: RequestLimits, reading: Reading, default: str | None
 ) -> Request:
     """Reads what the gateway acts on. Raises GatewayError: 400, 404, or 503 while no model is known."""
     spans = envelope.find(body, _KEYS, max_depth=limits.json_depth, max_items=limits.json_items)
     name = _model_name(body, spans.get("model"))
     models = table.resolve(name) if name is not None else choose_default(table, default)
-    stream = _flag(body, spans.get("stream"), "stream") and can_stream
-    changes, strip = _ask_for_usage(body, spans) if stream else ([], False)
+    stream = reading.streams and _flag(body, spans.get("stream"), "stream")
+    changes, strip = _ask_for_usage(body, spans) if stream and reading.ask_usage else ([], False)
+    if reading.stored:
+        _refuse_stored(body, spans, models)
     model_span = spans.get("model")
 
     def body_for(model: Model) -> bytes:
-        if model_span is None or name == model.upstream_name:
+        if name == model.upstream_name or (name is None and not model.adapter):
             return envelope.splice(body, changes) if changes else body
-        return envelope.splice(body, [*changes, (model_span, json.dumps(model.upstream_name).encode())])
+        engines_name = json.dumps(model.upstream_name).encode()
+        if model_span is None:
+            return envelope.splice(body, [envelope.prepend(body, b'"model":' + engines_name), *changes])
+        return envelope.splice(body, [*changes, (model_span, engines_name)])
 
     public = name or models[0].public_name
     return Request(public, models, stream, strip, body_for, lambda: _prefix(body, spans))
@@ -58,10 +76,13 @@ def understand(
 
 def _prefix(body: bytes, spans: dict[str, Span]) -> str:
     """How the prompt begins, for routing; nothing where it has no text."""
-    if "messages" in spans:
-        return conversation_prefix(envelope.decode(body, spans["messages"], "messages"))
-    prompt = envelope.decode(body, spans["prompt"], "prompt") if "prompt" in spans else None
-    first = prompt[0] if isinstance(prompt, list) and prompt else prompt
+    key = next((key for key in ("messages", "prompt", "input") if key in spans), None)
+    if key is None:
+        return ""
+    value = envelope.decode(body, spans[key], key)
+    first = value[0] if isinstance(value, list) and value else value
+    if isinstance(first, dict):
+        return conversation_prefix(value)
     return first[:PREFIX_CHARACTERS] if isinstance(first, str) else ""
 
 
@@ -92,11 +113,31 @@ def choose_default(table: Table, default: str | None) -> tuple[Model, ...]:
 
 def _model_name(body: bytes, span: Span | None) -> str | None:
     value = envelope.decode(body, span, "model") if span is not None else None
-    if value is None:
-        return None
+    return None if value is None else check_name(value)
+
+
+def check_name(value: object) -> str:
+    """The name of a model, as a caller gives it. Raises a 400."""
     if not isinstance(value, str) or not 0 < len(value) <= _MAX_NAME:
         raise bad_request(f"'model' must be a string of 1 to {_MAX_NAME} characters.", param="model")
     return value
+
+
+def _refuse_stored(body: bytes, spans: dict[str, Span], models: tuple[Model, ...]) -> None:
+    """A 400 where a request refers to what another replica may hold: it would be found only by luck."""
+    replicas = sum(len(model.endpoints) for model in models)
+    given = (key for key in _STORED if key in spans and envelope.decode(body, spans[key], key))
+    key = next(given, None) if replicas > 1 else None
+    if key is not None:
+        raise stored_elsewhere(repr(key), replicas, key)
+
+
+def stored_elsewhere(what: str, replicas: int, param: str | None = None) -> GatewayError:
+    text = (
+        f"{what} needs a stored response, which one replica keeps in its memory, and this model has "
+        f"{replicas}. Send the whole conversation in 'input' instead."
+    )
+    return bad_request(text, param=param, code="stored_responses_not_offered")
 
 
 def _flag(body: bytes, span: Span | None, key: str) -> bool:
@@ -119,12 +160,17 @@ def _ask_for_usage(body: bytes, spans: dict[str, Span]) -> tuple[list[tuple[Span
     return [], False  # not valid: the engine says so
 
 
-class OpenAIStream:
-    """Events pass as they are; those that end, fail or account for a stream are looked into."""
+class OpenAIStream(Shortcut):
+    """Events pass as they are; those that end, fail or account for a stream are looked into.
+
+    Where the usage event is taken out, events that finish a choice wait for it, which follows at once: vLLM
+    puts the `system_fingerprint` into the very last event, and into those had nobody asked for usage.
+    """
 
     def __init__(self, *, strip_usage: bool) -> None:
         self.account = Account()
         self._strip_usage = strip_usage
+        self._finishing: list[bytes] = []
 
     def block(self, block: bytes) -> bytes:
         # Inside JSON strings quotes are escaped, so a model's text cannot look like one of these. Four
@@ -135,42 +181,66 @@ class OpenAIStream:
             or b"data: [DONE]" in block
             or b'"error"' in block
         ):
-            return b"".join(event for event in sse.split(block) if self._keep(event))
+            return b"".join(map(self._passed, sse.split(block)))
         return block
 
     def has_token(self, block: bytes) -> bool:
         return any(_is_token(sse.data_of(event)) for event in sse.split(block))
 
     def end(self) -> bytes:
-        return b"" if self.account.done else _DONE
+        return self._released(None) + (b"" if self.account.done else _DONE)
 
     def failed(self, error: GatewayError) -> bytes:
         document = {"error": openai_error(error) | retry_hint(error)}
-        return b"data: " + json.dumps(document).encode() + b"\n\n" + _DONE
+        return self._released(None) + b"data: " + json.dumps(document).encode() + b"\n\n" + _DONE
 
-    def _keep(self, event: bytes) -> bool:
+    def _passed(self, event: bytes) -> bytes:
+        """What is sent for one event, now."""
         data = sse.data_of(event)
         if data == b"[DONE]":
             self.account.done = True
-            return True
-        document = _json_object(data)
+            return self._released(None) + event
+        document = json_object(data)
         if document is None:
-            return True
+            return event
         if document.get("error"):
             self.account.failure = "in_band_error"
         usage, choices = document.get("usage"), document.get("choices")
         self.account.read_usage(usage)
-        if isinstance(choices, list):
-            self._read_finish(choices)
-        return not (self._strip_usage and choices == [] and usage)
+        finishes = isinstance(choices, list) and self._read_finish(choices)
+        if not self._strip_usage:
+            return event
+        if choices == [] and usage:
+            return self._released(document.get("system_fingerprint"))
+        if finishes and usage:  # the engine was started to count in every event: the last is not ours to take
+            self._strip_usage = False
+        if not finishes or usage:
+            return event
+        self._finishing.append(event)
+        return b""
 
-    def _read_finish(self, choices: list[object]) -> None:
-        for choice in choices:
-            reason = choice.get("finish_reason") if isinstance(choice, dict) else None
+    def _released(self, fingerprint: object) -> bytes:
+        events, self._finishing = self._finishing, []
+        if isinstance(fingerprint, str):
+            events = [_with_fingerprint(event, json.dumps(fingerprint).encode()) for event in events]
+        return b"".join(events)
+
+    def _read_finish(self, choices: list[object]) -> bool:
+        reasons = [choice.get("finish_reason") for choice in choices if isinstance(choice, dict)]
+        for reason in reasons:
             if isinstance(reason, str):
                 self.account.finish_reason = reason
                 if reason == "abort":  # vLLM at SIGTERM: it looks like an end and is none
                     self.account.failure = "abort"
+        return any(isinstance(reason, str) for reason in reasons)
+
+
+def _with_fingerprint(event: bytes, value: bytes) -> bytes:
+    """As vLLM writes it: a field of the chunk, after the others."""
+    if b'"system_fingerprint":null' in event:
+        return event.replace(b'"system_fingerprint":null', b'"system_fingerprint":' + value)
+    before, closing, after = event.rpartition(b"}")
+    return before + b',"system_fingerprint":' + value + closing + after
 
 
 def _is_token(data: bytes | None) -> bool:
@@ -180,7 +250,7 @@ def _is_token(data: bytes | None) -> bool:
     return not (b'"role":"' in data and (b'"content":""' in data or b'"content":null' in data))
 
 
-def _json_object(data: bytes | None) -> dict[str, object] | None:
+def json_object(data: bytes | None) -> dict[str, object] | None:
     if data is None:
         return None
     try:
@@ -188,6 +258,15 @@ def _json_object(data: bytes | None) -> dict[str, object] | None:
     except (ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
+
+
+def count_whole(body: bytes, account: Account, limits: RequestLimits) -> None:
+    """Reads the usage of an answer that is no stream, in any family's words."""
+    try:
+        spans = envelope.find(body, {"usage"}, max_depth=1000, max_items=limits.answer_bytes)
+        account.read_usage(envelope.decode(body, spans["usage"], "usage") if "usage" in spans else None)
+    except GatewayError:
+        pass  # not JSON (plain text, say): nothing to count
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,14 +280,10 @@ class OpenAIDialect:
         return OpenAIStream(strip_usage=self.strip_usage)
 
     def unary(self, body: bytes, account: Account) -> bytes:
-        try:
-            spans = envelope.find(body, {"usage"}, max_depth=1000, max_items=self.limits.answer_bytes)
-            account.read_usage(envelope.decode(body, spans["usage"], "usage") if "usage" in spans else None)
-        except GatewayError:
-            pass  # not JSON (plain text, say): nothing to count
+        count_whole(body, account, self.limits)
         return body
 
     def refusal(self, status: int, body: bytes) -> bytes | None:
-        error = (_json_object(body) or {}).get("error")
+        error = (json_object(body) or {}).get("error")
         shaped = isinstance(error, dict) and isinstance(error.get("message"), str)
         return body if shaped and status in _PASSED_ON else None

@@ -15,9 +15,10 @@ import socket
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from vllm_gateway.errors import GatewayError, openai_error
+from vllm_gateway.errors import GatewayError, openai_body
 from vllm_gateway.settings import RequestLimits
 
 _LINGER_SECONDS = 1.0
@@ -62,8 +63,11 @@ class GatewayProtocol(HttpToolsProtocol):
     # The connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        _notice_dead_peers(transport, self._write_stall)
+        # Not uvicorn's: it asks the kernel for both ends' addresses, which nothing here wants to know.
+        self.connections.add(self)
+        self.transport = transport
+        self.flow = FlowControl(transport)
+        self.scheme = "http"
         self._arm_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -201,15 +205,17 @@ def _head_too_large(limits: RequestLimits) -> GatewayError:
 
 
 def _response(error: GatewayError) -> bytes:
-    body = json.dumps({"error": openai_error(error)}).encode()
+    body = json.dumps(openai_body(error)).encode()
     head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
     return STATUS_LINE[error.status] + head + body
 
 
-def _notice_dead_peers(transport: asyncio.Transport, write_stall: float) -> None:
-    """Lets the kernel end a connection whose peer vanished without a word (RFC 9293, RFC 5482)."""
-    sock = transport.get_extra_info("socket")
-    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+def notice_dead_peers(sock: socket.socket, write_stall: float) -> None:
+    """Lets the kernel end a connection whose peer vanished without a word (RFC 9293, RFC 5482).
+
+    `sock` is the listener: the connections that it accepts have its options.
+    """
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):

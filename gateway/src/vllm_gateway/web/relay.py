@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from vllm_gateway.errors import GatewayError, UpstreamFailure, from_engine, from_failure
@@ -14,9 +15,10 @@ from vllm_gateway.settings import Timeouts
 from vllm_gateway.telemetry import Gaps
 from vllm_gateway.upstream.attempt import Call, Upstream
 from vllm_gateway.upstream.http1 import Head
-from vllm_gateway.upstream.sse import Events, has_data
+from vllm_gateway.upstream.sse import Events, has_data, last_event
+from vllm_gateway.upstream.template import Template, learn
 from vllm_gateway.web.channel import Channel, Headers
-from vllm_gateway.web.dialect import Account, Dialect, StreamDialect
+from vllm_gateway.web.dialect import Account, Dialect, Shortcut, StreamDialect
 from vllm_gateway.web.exchange import Exchange
 from vllm_gateway.web.openai import Request
 from vllm_gateway.web.replay import MISS, Place, RecordedStream
@@ -31,6 +33,12 @@ _SSE_HEADERS: Headers = [
     (b"x-accel-buffering", b"no"),
 ]
 _COMMENT = ord(":")
+_LESSONS = 8
+_NONE = Shortcut()
+
+
+def _ignore(_: bytes) -> None:
+    pass
 
 
 class Stream:
@@ -48,7 +56,12 @@ class Stream:
         self._dialect = dialect
         self._gaps = gaps
         self._events = Events()
-        self._write = channel.write
+        self._write: Callable[[bytes], None] = channel.write
+        self._forward = channel.forward
+        self._shortcut = dialect if isinstance(dialect, Shortcut) else _NONE
+        self._verbatim = self._shortcut.verbatim
+        self._template: Template | None = None
+        self._lessons = 0 if self._shortcut is _NONE else _LESSONS
         self._now = self._loop.time
         limits = upstream.model.limits
         self._first_token_timeout = limits.first_token or timeouts.first_token
@@ -64,34 +77,68 @@ class Stream:
 
     # upstream.client.Sink
 
+    def tap(self, data: bytes) -> int:
+        """Ordinary token events, straight from one connection to the other; see `upstream.template`."""
+        template = self._template
+        if template is None or not self._events.between:
+            return 0
+        taken, texts = template.scan(data)
+        if not texts:
+            return 0
+        if self._verbatim:
+            self._forward(data if taken == len(data) else data[:taken])
+        elif sent := self._shortcut.rewrite(template.key, texts):
+            self._write(sent)
+        self._count(len(texts))
+        return taken
+
     def data(self, payload: bytes) -> None:
-        block = self._events.feed(payload)
-        if not block:
-            return
-        sent = self._dialect.block(block)
+        sent = self._take(payload)
         if sent:
             self._write(sent)
+
+    def _take(self, payload: bytes) -> bytes:
+        """What is sent for a read, which it accounts for."""
+        block = self._events.feed(payload)
+        if not block:
+            return b""
+        sent = self._dialect.block(block)
         if block[0] == _COMMENT and not has_data(block):
-            return
-        now = self._now()
-        events = block.count(b"\n\n")
+            return sent
         if self.first_token_at is not None:
-            self._gaps.observe(now - self._last, events)
+            self._count(block.count(b"\n\n"))
+            self._learn(block)
         elif self._dialect.has_token(block):
-            self.first_token_at = now
-        else:
-            return
+            self.first_token_at = self._last = self._now()
+            self._dialect.account.token_events += block.count(b"\n\n")
+            self._learn(block)
+        return sent
+
+    def _count(self, events: int) -> None:
+        now = self._now()
+        self._gaps.observe(now - self._last, events)
         self._dialect.account.token_events += events
         self._last = now
 
-    def end(self) -> None:
+    def _learn(self, block: bytes) -> None:
+        """Looks how the engine's token events are made, a few times: not all streams have a template."""
+        if self._lessons and (self._channel.forwards or not self._verbatim):
+            self._lessons -= 1
+            self._template = learn(last_event(block)) or self._template
+
+    def end(self, payload: bytes) -> None:
         """The engine's body is complete; the stream is, if its terminator has come."""
+        if self.done.done():
+            return
         account = self._dialect.account
+        last = self._take(payload)
         if account.failure is not None:
-            self._finish(account.failure, self._dialect.end())
+            self._finish(account.failure, last + self._dialect.end())
         elif account.done:
-            self._finish("complete", self._dialect.end())
+            self._finish("complete", last + self._dialect.end())
         else:
+            if last:
+                self._write(last)
             self.failed(UpstreamFailure("eof", "the stream ended without its terminator"))
 
     def failed(self, failure: UpstreamFailure) -> None:
@@ -129,6 +176,7 @@ class Stream:
         if self._stalled is not None:
             self._stalled.cancel()
         self._channel.flow = None
+        self._template, self._write = None, _ignore  # the engine may still send, until its connection closes
         if not self.done.done():
             self.done.set_result(None)
 
@@ -177,7 +225,9 @@ class WholeBody:
         else:
             self._pieces.append(payload)
 
-    def end(self) -> None:
+    def end(self, payload: bytes) -> None:
+        if payload:
+            self.data(payload)
         if not self._whole.done():
             self._whole.set_result(b"".join(self._pieces))
 
@@ -247,7 +297,8 @@ class RelayResponse:
             self.exchange.error_event = None
             if not channel.started:
                 self.exchange.start(200, self._with_cache(_SSE_HEADERS))
-            upstream.connection.start(stream)
+            upstream.connection.start(stream, stream.tap)
+            channel.flush()
             await channel.wait(stream.done)
         except asyncio.CancelledError:
             if not channel.gone:  # not the caller left: the drain is over

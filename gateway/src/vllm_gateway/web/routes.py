@@ -7,44 +7,71 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_gateway.errors import GatewayError, chat_error, openai_error
+from vllm_gateway.errors import GatewayError, anthropic_body, chat_body, openai_body
 from vllm_gateway.policy.keys import ANONYMOUS
 from vllm_gateway.routing.pick import Hint
 from vllm_gateway.routing.table import Model
-from vllm_gateway.settings import RoutingSettings, Timeouts
+from vllm_gateway.settings import RequestLimits, RoutingSettings, Timeouts
 from vllm_gateway.upstream.attempt import Call
-from vllm_gateway.web import chat, openai, replay
+from vllm_gateway.web import audio, chat, openai, replay
+from vllm_gateway.web.anthropic import AnthropicDialect
 from vllm_gateway.web.dialect import Dialect
 from vllm_gateway.web.exchange import Exchange
-from vllm_gateway.web.openai import Request
+from vllm_gateway.web.openai import OpenAIDialect, Reading, Request
 from vllm_gateway.web.relay import RelayResponse
+from vllm_gateway.web.responses import ResponsesDialect
 from vllm_gateway.web.services import Services
 
 _MAX_SESSION = 256
 
+ErrorBody = Callable[[GatewayError], dict[str, Any]]
 Handler = Callable[[Services, Exchange], Awaitable[None]]
-ErrorObject = Callable[[GatewayError], dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What the routes of one API have in common beside the dialect of their answers."""
+
+    name: str
+    error_body: ErrorBody
+
+
+CHAT = Family("chat", chat_body)
+OPENAI = Family("openai", openai_body)
+ANTHROPIC = Family("anthropic", anthropic_body)
+VLLM = Family("vllm", openai_body)
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A POST route: how it is answered, and the shape of its errors."""
+    """A POST route that leads to an engine. `streams` and `form` say what its answers and bodies can be."""
 
+    family: Family
     handle: Handler
-    error_object: ErrorObject
+    summary: str
+    streams: bool = False
+    form: bool = False
 
 
-def _openai(path: str) -> Handler:
+def _json(path: str, reading: Reading, dialect_of: Callable[[RequestLimits, Request], Dialect]) -> Handler:
     async def handle(services: Services, exchange: Exchange) -> None:
         settings = services.settings
         body = await exchange.body(settings.limits)
         table = services.admission.view(services.table(), exchange.caller)
-        streams = path in openai.STREAMING
-        request = openai.understand(
-            body, table, settings.limits, can_stream=streams, default=settings.default_model
-        )
-        dialect = openai.OpenAIDialect(settings.limits, strip_usage=request.strip_usage)
-        await _relay(services, exchange, request, dialect, path, body)
+        request = openai.understand(body, table, settings.limits, reading, settings.default_model)
+        await _relay(services, exchange, request, dialect_of(settings.limits, request), path, body)
+
+    return handle
+
+
+def _form(path: str) -> Handler:
+    async def handle(services: Services, exchange: Exchange) -> None:
+        settings = services.settings
+        body = await exchange.form(settings.limits)
+        table = services.admission.view(services.table(), exchange.caller)
+        kind = exchange.headers[b"content-type"]
+        request = audio.understand(body, kind, table, settings.default_model)
+        await _relay(services, exchange, request, _openai_dialect(settings.limits, request), path, body)
 
     return handle
 
@@ -61,6 +88,18 @@ def _chat(*, stream: bool) -> Handler:
     return handle
 
 
+def _openai_dialect(limits: RequestLimits, request: Request) -> Dialect:
+    return OpenAIDialect(limits, strip_usage=request.strip_usage)
+
+
+def _responses_dialect(limits: RequestLimits, _: Request) -> Dialect:
+    return ResponsesDialect(limits, strip_usage=False)
+
+
+def _anthropic_dialect(limits: RequestLimits, _: Request) -> Dialect:
+    return AnthropicDialect(limits)
+
+
 async def _relay(
     services: Services, exchange: Exchange, request: Request, dialect: Dialect, path: str, body: bytes
 ) -> None:
@@ -74,6 +113,7 @@ async def _relay(
         timeout=_first_token(timeouts) if request.stream else lambda _: timeouts.unary,
         timeout_reason="first_token_timeout" if request.stream else "unary_timeout",
         hint=_hint(services.settings.routing, exchange, request),
+        content_type=request.content_type,
     )
     model = services.engines.balancer.model(request.models, call.hint)
     exchange.model = model.key
@@ -100,8 +140,47 @@ def _first_token(timeouts: Timeouts) -> Callable[[Model], float]:
     return lambda model: model.limits.first_token or timeouts.first_token
 
 
+def _completions(path: str, summary: str) -> Route:
+    reading = Reading(streams=True, ask_usage=True)
+    return Route(OPENAI, _json(path, reading, _openai_dialect), summary, streams=True)
+
+
+def _whole(path: str, summary: str, family: Family = OPENAI) -> Route:
+    """A route that answers whole."""
+    dialect = _anthropic_dialect if family is ANTHROPIC else _openai_dialect
+    return Route(family, _json(path, Reading(), dialect), summary)
+
+
+def _responses(path: str) -> Route:
+    reading = Reading(streams=True, stored=True)
+    return Route(OPENAI, _json(path, reading, _responses_dialect), "OpenAI's responses.", streams=True)
+
+
+def _messages(path: str) -> Route:
+    handle = _json(path, Reading(streams=True), _anthropic_dialect)
+    return Route(ANTHROPIC, handle, "Anthropic's messages.", streams=True)
+
+
+def _audio(path: str) -> Route:
+    return Route(OPENAI, _form(path), "Text of an audio file.", streams=True, form=True)
+
+
+_RERANK = "Documents in the order of their relevance to a query."
+_SCORE = "How well texts fit together."
+_COUNT = "How many tokens a message has, in Anthropic's words."
+
 ROUTES: Mapping[str, Route] = {
-    "/chat": Route(_chat(stream=False), chat_error),
-    "/chat/stream": Route(_chat(stream=True), chat_error),
-    **{path: Route(_openai(path), openai_error) for path in openai.ROUTES},
+    "/chat": Route(CHAT, _chat(stream=False), "One answer, whole."),
+    "/chat/stream": Route(CHAT, _chat(stream=True), "One answer as events, a token each.", streams=True),
+    "/v1/chat/completions": _completions("/v1/chat/completions", "A turn of a conversation."),
+    "/v1/completions": _completions("/v1/completions", "How a text goes on."),
+    "/v1/responses": _responses("/v1/responses"),
+    "/v1/messages": _messages("/v1/messages"),
+    "/v1/messages/count_tokens": _whole("/v1/messages/count_tokens", _COUNT, ANTHROPIC),
+    "/v1/embeddings": _whole("/v1/embeddings", "Vectors of texts."),
+    **{path: _whole(path, _RERANK) for path in ("/v1/rerank", "/v2/rerank", "/rerank")},
+    **{path: _whole(path, _SCORE) for path in ("/v1/score", "/score")},
+    **{path: _audio(path) for path in audio.ROUTES},
+    "/tokenize": _whole("/tokenize", "The tokens of a text or of a conversation.", VLLM),
+    "/detokenize": _whole("/detokenize", "The text of tokens.", VLLM),
 }

@@ -136,6 +136,14 @@ class Engine(Section):
     max_num_seqs: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
         None, description="Most sequences in one step. Default: vLLM's own, 256 or 1024 by the GPU's size."
     )
+    max_loras: Annotated[int, Field(ge=1, le=32)] | None = Field(
+        None,
+        description="Most adapters in one step; each takes GPU memory for maxLoraRank. Default: the number "
+        "of adapters, at most 8.",
+    )
+    max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] | None = Field(
+        None, description="Highest rank of the adapters (r in adapter_config.json). Default: vLLM's own, 16."
+    )
     prefix_caching: bool | None = Field(
         None, description="Reuse the KV cache of equal prefixes. Default: vLLM's, on."
     )

@@ -107,7 +107,7 @@ def _broken_rules(section: Section, path: str) -> Iterator[Problem]:
             yield from _broken_rules(value, where)
     for rule in type(section).rules:
         if not rule.holds(section):
-            yield Problem(f"{path}{rule.field}" or "metadata.name", rule.message)
+            yield Problem(f"{path}{rule.field}".lstrip(".") or "metadata.name", rule.message)
 
 
 def _problem(detail: ErrorDetails) -> Problem:

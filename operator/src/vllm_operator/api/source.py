@@ -33,10 +33,9 @@ class LocalSource(Section):
     """The weights are in the engine's image; `spec.model` is their path."""
 
 
-_PATH = r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$"
+PATH_PATTERN = r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$"
 
-
-_INSIDE = Rule(
+INSIDE = Rule(
     "!has(self.path) || !self.path.contains('..')",
     "must not contain '..'",
     lambda source: source.path is None or ".." not in source.path,
@@ -48,12 +47,12 @@ class VolumeSource(Section):
     """The weights are on a PersistentVolumeClaim, mounted read-only at /models."""
 
     claim_name: ObjectName = Field(description="A PersistentVolumeClaim in the model's namespace.")
-    path: Annotated[str, text(512, _PATH)] | None = Field(
+    path: Annotated[str, text(512, PATH_PATTERN)] | None = Field(
         None,
         description="Folder of the model inside the claim. Without it, spec.model is a path under /models.",
     )
 
-    rules = (_INSIDE,)
+    rules = (INSIDE,)
 
 
 class ImageSource(Section):
@@ -63,12 +62,12 @@ class ImageSource(Section):
     pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = Field(
         None, description="Default: IfNotPresent, and Always for the tag latest."
     )
-    path: Annotated[str, text(512, _PATH)] | None = Field(
+    path: Annotated[str, text(512, PATH_PATTERN)] | None = Field(
         None,
         description="Folder of the model inside the image. Without it, spec.model is a path under /models.",
     )
 
-    rules = (_INSIDE,)
+    rules = (INSIDE,)
 
 
 class SecretRef(Section):

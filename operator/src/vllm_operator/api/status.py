@@ -128,6 +128,12 @@ class Status(Section):
     served_names: tuple[Annotated[str, Field(max_length=128)], ...] = Field(
         (), max_length=16, description="Short names granted to this model; the gateway routes no others."
     )
+    adapters: tuple[Annotated[str, Field(max_length=128)], ...] = Field(
+        (),
+        max_length=32,
+        description="Names granted to this model's adapters, routed like servedNames; each is also reachable "
+        "as <namespace>/<model>:<adapter>.",
+    )
     endpoint: Annotated[str, Field(max_length=253)] = Field(
         "", description="The engine's Service, inside the cluster."
     )

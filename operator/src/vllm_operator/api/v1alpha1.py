@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, ConfigDict, Field
 
 from vllm_operator import names
+from vllm_operator.api.adapters import Adapter
 from vllm_operator.api.engine import Engine
 from vllm_operator.api.placement import Gpu, ResourceClaim, Resources, Scheduling
 from vllm_operator.api.pod_template import PodTemplate
@@ -24,17 +25,24 @@ from vllm_operator.api.values import (
     ProfileName,
     Rule,
     Section,
+    ServedName,
     duration_rule,
     seconds,
     text,
 )
 
-FULL_NAME_PATTERN = f"^{DNS_LABEL}/[a-z]([-a-z0-9]*[a-z0-9])?$"
+# What the gateway reads as a model by its full name, or as one of its adapters.
+FULL_NAME_PATTERN = f"^{DNS_LABEL}/[a-z]([-a-z0-9]*[a-z0-9])?(:.*)?$"
 
 
 def _unique(items: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(items)) != len(items):
         raise ValueError("must not name the same twice")
+    return items
+
+
+def _unique_adapters(items: tuple[Adapter, ...]) -> tuple[Adapter, ...]:
+    _unique(tuple(item.name for item in items))
     return items
 
 
@@ -83,9 +91,7 @@ class Spec(Section):
         description="Hugging Face id such as meta-llama/Llama-3.1-8B-Instruct, or a path "
         "where the weights are in a folder."
     )
-    served_names: Annotated[
-        tuple[Annotated[str, text(128, r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$")], ...], AfterValidator(_unique)
-    ] = Field(
+    served_names: Annotated[tuple[ServedName, ...], AfterValidator(_unique)] = Field(
         (),
         max_length=16,
         description="Short names by which callers ask for the model; <namespace>/<name> always works. "
@@ -121,6 +127,12 @@ class Spec(Section):
         description="Pods that serve the model; `kubectl scale` sets it. Default: 1. Not with autoscaling.",
     )
     autoscaling: Autoscaling | None = Field(None, description="Replicas by load. Not with replicas.")
+    adapters: Annotated[tuple[Adapter, ...], AfterValidator(_unique_adapters)] = Field(
+        (),
+        max_length=32,
+        description="LoRA adapters that each pod serves beside the model, each by its own name.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
     start_timeout: Duration | None = Field(
         None,
         description="How long a pod may take from its start to serving, download included. Default: 30m.",
@@ -182,6 +194,26 @@ class Spec(Section):
             lambda spec: not any(re.search(FULL_NAME_PATTERN, name) for name in spec.served_names),
             ".servedNames",
         ),
+        Rule(
+            f"!has(self.adapters) || self.adapters.all(item, !item.name.matches('{FULL_NAME_PATTERN}'))",
+            "names must not look like <namespace>/<name>, which could be another model's",
+            lambda spec: not any(re.search(FULL_NAME_PATTERN, item.name) for item in spec.adapters),
+            ".adapters",
+        ),
+        Rule(
+            "!has(self.adapters) || !has(self.servedNames)"
+            " || self.adapters.all(item, !(item.name in self.servedNames))",
+            "must have names of their own, not one of servedNames",
+            lambda spec: not {item.name for item in spec.adapters} & set(spec.served_names),
+            ".adapters",
+        ),
+        Rule(
+            "!has(self.engine) || !(has(self.engine.maxLoras) || has(self.engine.maxLoraRank))"
+            " || (has(self.adapters) && self.adapters.size() > 0)",
+            "maxLoras and maxLoraRank are for adapters: name some in spec.adapters",
+            lambda spec: spec.adapters or (spec.engine.max_loras or spec.engine.max_lora_rank) is None,
+            ".engine",
+        ),
         duration_rule("startTimeout", "10s", "24h"),
     )
 
@@ -190,6 +222,12 @@ class Spec(Section):
         if self.engine.device == "auto":
             return "cpu" if self.gpu.count == 0 and not self.resource_claims else "cuda"
         return self.engine.device
+
+    @property
+    def downloads(self) -> bool:
+        """Whether the engine gets anything from the Hugging Face Hub."""
+        hub = (self.source.hugging_face, *(item.source.hugging_face for item in self.adapters))
+        return any(source is not None for source in hub)
 
     @property
     def gpu_count(self) -> int:
@@ -252,12 +290,23 @@ class VLLMModel(Section):
             "a Service is named after it",
             lambda model: re.search(names.NAME_PATTERN, model.metadata.name) is not None,
         ),
+        Rule(
+            "!has(self.spec.adapters) || self.spec.adapters.all(item, item.name != self.metadata.name)",
+            "must have names of their own: metadata.name is the model's",
+            lambda model: model.metadata.name not in model.adapter_names,
+            ".spec.adapters",
+        ),
     )
 
     @property
     def served_names(self) -> tuple[str, ...]:
         """The short names asked for."""
         return self.spec.served_names or (self.metadata.name,)
+
+    @property
+    def adapter_names(self) -> tuple[str, ...]:
+        """The short names asked for its adapters."""
+        return tuple(item.name for item in self.spec.adapters)
 
     @property
     def paused(self) -> bool:

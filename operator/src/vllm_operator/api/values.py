@@ -100,6 +100,8 @@ Image = Annotated[str, text(512, r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$")]
 # A folder of a node, written without detours.
 HostPath = Annotated[str, text(512, r"^/[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$")]
 ProfileName = Annotated[str, text(63, rf"^{DNS_LABEL}$")]
+# Short names of models and adapters, as callers write them.
+ServedName = Annotated[str, text(128, r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$")]
 Word = Annotated[str, text(63, r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 # An object of the Kubernetes API that is handed on unread; the API server judges it where it is applied.

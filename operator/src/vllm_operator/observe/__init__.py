@@ -79,6 +79,7 @@ class Snapshot:
     image: str = ""
     gpu_resource: str = "nvidia.com/gpu"
     granted: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
     refusal: Refusal | None = None
     fit: str = ""
     advice: str = ""
@@ -286,6 +287,7 @@ def _status(
             "observed_generation": meta.generation,
             "replicas": sum(not is_terminating(pod) for pod in snapshot.pods),
             "served_names": snapshot.granted,
+            "adapters": snapshot.adapters,
             "ready_replicas": sum(is_ready(pod) for pod in snapshot.pods),
             "selector": selector,
             "endpoint": f"http://{names.engine_name(meta.name)}.{meta.namespace}.svc:{names.ENGINE_PORT}",

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from vllm_operator import names
+from vllm_operator.api.adapters import adapter_path
 from vllm_operator.api.source import MODELS_PATH
 from vllm_operator.api.v1alpha1 import Spec, VLLMModel
 from vllm_operator.render.storage import CHAT_TEMPLATE_FILE, CHAT_TEMPLATE_PATH
@@ -16,6 +17,8 @@ MEDIA_DOMAINS_SINCE = (0, 11, 1)
 
 # In vLLM an empty list opens every domain; the reserved .invalid never resolves (RFC 2606).
 NO_MEDIA_DOMAIN = "media.invalid"
+
+MAX_LORAS = 8
 
 Version = tuple[int, ...]
 
@@ -50,6 +53,7 @@ def engine_args(model: VLLMModel, image: str) -> list[str]:
 def _flags(spec: Spec, version: Version) -> Iterator[tuple[str, tuple[str, ...]]]:
     yield from _valued(spec)
     yield from _switches(spec)
+    yield from _lora(spec)
     if version >= MEDIA_DOMAINS_SINCE:
         yield "--allowed-media-domains", spec.engine.allowed_media_domains or (NO_MEDIA_DOMAIN,)
     if version >= SHUTDOWN_TIMEOUT_SINCE:
@@ -78,6 +82,23 @@ def _valued(spec: Spec) -> Iterator[tuple[str, tuple[str, ...]]]:
         "--chat-template": f"{CHAT_TEMPLATE_PATH}/{CHAT_TEMPLATE_FILE}" if engine.chat_template else None,
     }
     yield from ((flag, (str(value),)) for flag, value in values.items() if value is not None)
+
+
+def _lora(spec: Spec) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Several at once: by vLLM's own default, requests for one adapter wait for those of another."""
+    if not (adapters := spec.adapters):
+        return
+    at_once = spec.engine.max_loras or min(len(adapters), MAX_LORAS)
+    yield "--enable-lora", ()
+    yield (
+        "--lora-modules",
+        tuple(f"{item.name}={adapter_path(index, item)}" for index, item in enumerate(adapters)),
+    )
+    yield "--max-loras", (str(at_once),)
+    if len(adapters) > at_once:  # else each change of adapter would read from disk again
+        yield "--max-cpu-loras", (str(len(adapters)),)
+    if spec.engine.max_lora_rank is not None:
+        yield "--max-lora-rank", (str(spec.engine.max_lora_rank),)
 
 
 def _switches(spec: Spec) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -30,7 +30,7 @@ def engine_env(spec: Spec, key_secret: str = "") -> list[Manifest]:
 
 
 def _literals(spec: Spec) -> dict[str, str]:
-    offline = {"HF_HUB_OFFLINE": "1"} if spec.source.hugging_face is None else {}
+    offline = {} if spec.downloads else {"HF_HUB_OFFLINE": "1"}
     hidden = {"NVIDIA_VISIBLE_DEVICES": "void"} if spec.gpu_count == 0 and not spec.resource_claims else {}
     return {
         "HOME": HOME,

@@ -15,6 +15,7 @@ from typing import Any
 from vllm_operator import names
 from vllm_operator.errors import Problem
 from vllm_operator.render.facts import Manifest
+from vllm_operator.render.storage import field_of_volume
 from vllm_operator.settings import Policy
 
 TEMPLATE = "spec.podTemplate"
@@ -102,7 +103,8 @@ def _named_images(review: Review) -> Iterator[tuple[str, str]]:
     for volume in _items(review.spec, "volumes"):
         if "image" in volume:
             added = f"{TEMPLATE}.spec.volumes[{volume.get('name')}].image"
-            where = added if volume in review.added_volumes else "spec.source.image.reference"
+            ours = f"{field_of_volume(str(volume.get('name')))}.image.reference"
+            where = added if volume in review.added_volumes else ours
             yield where, str(_map(volume, "image").get("reference", ""))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -79,12 +80,13 @@ def pod_placement(spec: Spec, settings: Settings) -> Manifest:
 def suitable_nodes(pod: Manifest, nodes: Iterable[Node]) -> list[Node]:
     """Nodes that a pod (its spec) may run on by selector and taints. Affinity is not judged."""
     selector, tolerated = pod.get("nodeSelector") or {}, pod.get("tolerations") or []
+    bearable = functools.cache(lambda taints: all(_tolerated(taint, tolerated) for taint in taints))
     return [
         node
         for node in nodes
         if node.schedulable
         and all(node.labels.get(key) == value for key, value in selector.items())
-        and all(_tolerated(taint, tolerated) for taint in node.taints)
+        and bearable(node.taints)  # many nodes, few kinds of nodes
     ]
 
 
@@ -94,10 +96,10 @@ def shortage(pod: Manifest, nodes: Iterable[Node]) -> str:
     if not suitable:
         return "no node matches the selectors and taints"
     asked = requested(pod)
+    if any(all(node.free.get(name, 0) >= count for name, count in asked.items()) for node in suitable):
+        return ""
     lacking = [[name for name, count in asked.items() if count > node.free.get(name, 0)] for node in suitable]
     nearest, node = min(zip(lacking, suitable, strict=True), key=lambda pair: (len(pair[0]), pair[1].name))
-    if not nearest:
-        return ""
     return f"no node has room for one more pod; {node.name} lacks free {' and '.join(sorted(nearest))}"
 
 

@@ -1,0 +1,316 @@
+"""The short way of ordinary token events, below parsing and framing.
+
+Proves: what comes out is what the long way gives, byte for byte, whatever an engine sends and however it is
+cut into reads and chunks; framing stays valid, and only whole events go out at any moment; tokens, usage,
+ends and failures are accounted for alike; only events that differ in their text alone have a template, and
+nothing that ends, fails or counts can pass as one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import httptools
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_gateway.routing.table import Endpoint, Model
+from vllm_gateway.settings import Timeouts
+from vllm_gateway.telemetry import Gaps
+from vllm_gateway.upstream.attempt import Upstream
+from vllm_gateway.upstream.client import Connection
+from vllm_gateway.upstream.http1 import parse_head
+from vllm_gateway.upstream.sse import last_event_end
+from vllm_gateway.upstream.template import Template, learn
+from vllm_gateway.web.channel import Flow, Headers, Receive
+from vllm_gateway.web.chat import MAX_EVENT_BYTES, ChatStream
+from vllm_gateway.web.dialect import StreamDialect
+from vllm_gateway.web.openai import OpenAIStream
+from vllm_gateway.web.relay import Stream
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+def event(document: object, *, ascii_only: bool = False) -> bytes:
+    text = json.dumps(document, separators=(",", ":"), ensure_ascii=ascii_only)
+    return b"data: " + text.encode("utf-8", "surrogatepass") + b"\n\n"
+
+
+def chunk_of(delta: dict[str, Any], reason: str | None = None, **more: object) -> dict[str, object]:
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+    return {"id": "chatcmpl-1", "created": 1, "model": "m", "choices": [choice], **more}
+
+
+def token(text: str, **more: Any) -> dict[str, object]:
+    return chunk_of({"content": text}, **more)
+
+
+ROLE = event(chunk_of({"role": "assistant", "content": ""}))
+FINISH = event(chunk_of({"content": ""}, "stop"))
+USAGE = event({"id": "1", "choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 5}})
+DONE = b"data: [DONE]\n\n"
+
+TEXTS = st.text(alphabet=' ab"\\\n\té漢😀{}:,', max_size=8) | st.just("x" * 1500)
+EVENTS = st.one_of(
+    TEXTS.map(lambda text: event(token(text))),
+    TEXTS.map(lambda text: event(token(text), ascii_only=True)),
+    TEXTS.map(lambda text: event(chunk_of({"reasoning": text}))),
+    st.sampled_from(
+        [
+            b": ping\n\n",
+            event(token("a", usage={"completion_tokens": 1})),
+            event(token("a") | {"choices": [*token("a")["choices"], *token("b")["choices"]]}),  # type: ignore[misc]
+            event(chunk_of({"content": "a"}, "length")),
+            event({"error": {"message": "died"}}),
+            b'data: {"choices":[{"delta":{"content":"a\n\n',
+            b"data: nonsense\r\n\r\n",
+            b"event: x\ndata: y\n\n",
+        ]
+    ),
+)
+
+
+@dataclass
+class Recorder:
+    """A channel that keeps what it is given, as HTTP/1.1 would carry it."""
+
+    forwards: bool = True
+    gone: bool = False
+    started: bool = True
+    finished: bool = False
+    flow: Flow | None = None
+    written: list[bytes] = field(default_factory=list)
+
+    def start(self, status: int, headers: Headers, length: int | None) -> None: ...
+    def write(self, block: bytes) -> None:
+        assert last_event_end(block) == len(block), "half an event went out"
+        self.written.append(b"%x\r\n%b\r\n" % (len(block), block))
+
+    def forward(self, chunks: bytes) -> None:
+        assert self.forwards
+        assert last_event_end(payload_of(chunks)) == len(payload_of(chunks)), "half an event went out"
+        self.written.append(chunks)
+
+    def finish(self, block: bytes = b"") -> None:
+        if block:
+            self.write(block)
+        self.finished = True
+
+    def flush(self) -> None: ...
+    def abort(self) -> None:
+        self.gone = True
+
+    def whole_body(self) -> bytes | None:
+        return None
+
+    def watch(self, receive: Receive) -> None: ...
+    async def wait(self, done: asyncio.Future[Any]) -> None: ...
+    async def close(self) -> None: ...
+
+
+def payload_of(chunks: bytes) -> bytes:
+    """What httptools reads of chunks; fails where their framing is not valid."""
+    pieces: list[bytes] = []
+
+    class Reader:
+        def on_body(self, data: bytes) -> None:
+            pieces.append(data)
+
+    parser = httptools.HttpResponseParser(Reader())
+    parser.feed_data(HEAD + chunks)
+    return b"".join(pieces)
+
+
+@dataclass
+class Outcome:
+    sent: bytes
+    outcome: str
+    accounted: tuple[object, ...]
+    short: int
+
+
+async def relayed(reads: list[bytes], dialect: StreamDialect, *, tap: bool, forwards: bool = True) -> Outcome:
+    loop = asyncio.get_running_loop()
+    connection, channel = Connection(loop), Recorder(forwards=forwards)
+    head = parse_head(HEAD)
+    connection._body = head.body
+    upstream = Upstream(Model("m", "m"), Endpoint("e", "h", 1), connection, head, loop.time())
+    stream = Stream(channel, upstream, dialect, Gaps(), Timeouts())
+    short = 0
+
+    def counted(data: bytes) -> int:
+        nonlocal short
+        taken = stream.tap(data)
+        short += bool(taken)
+        return taken
+
+    connection.start(stream, counted if tap else None)
+    for read in reads:
+        connection.data_received(read)
+    connection.connection_lost(None)
+    stream.close()
+    account = dialect.account
+    accounted = (account.prompt_tokens, account.completion_seen, account.finish_reason, account.failure)
+    return Outcome(payload_of(b"".join(channel.written)), stream.outcome, (*accounted, account.done), short)
+
+
+def framed(events: list[bytes], cuts: list[int]) -> list[bytes]:
+    """The events as chunks: one each, as vLLM sends them, but where `cuts` says otherwise."""
+    whole = b"".join(events)
+    ends = set(itertools.accumulate(map(len, events)))
+    for cut in cuts:
+        ends ^= {cut % (len(whole) + 1)}
+    at = sorted(ends | {0, len(whole)})
+    return [b"%x\r\n%b\r\n" % (end - start, whole[start:end]) for start, end in itertools.pairwise(at)]
+
+
+def as_reads(chunks: list[bytes], joints: list[int], points: list[int]) -> list[bytes]:
+    """One read a chunk, but that the chunks of `joints` come with the next one, and that `points` cut."""
+    whole = b"".join(chunks)
+    ends = list(itertools.accumulate(map(len, chunks)))
+    joined = {ends[joint % len(ends)] for joint in joints}
+    at = sorted({0, len(whole), *(set(ends) - joined), *(point % (len(whole) + 1) for point in points)})
+    return [whole[start:end] for start, end in itertools.pairwise(at)]
+
+
+DIALECTS: dict[str, Callable[[], StreamDialect]] = {
+    "openai": lambda: OpenAIStream(strip_usage=False),
+    "openai, usage taken out": lambda: OpenAIStream(strip_usage=True),
+    "chat": lambda: ChatStream("m"),
+}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
+@given(
+    st.lists(EVENTS, max_size=12),
+    st.booleans(),
+    st.lists(st.integers(0, 10_000), max_size=3),
+    st.lists(st.integers(3, 20), max_size=5),
+    st.lists(st.integers(0, 10_000), max_size=4),
+)
+async def test_any_split_of_any_stream_gives_the_same_bytes_by_both_ways(
+    dialect: Callable[[], StreamDialect],
+    events: list[bytes],
+    ends: bool,
+    cuts: list[int],
+    joints: list[int],
+    points: list[int],
+) -> None:
+    first = [ROLE, event(token("a")), event(token("b"))]
+    whole = [*first, *events, FINISH, USAGE, *([DONE] if ends else [])]
+    reads = as_reads([*framed(whole, cuts), *([b"0\r\n\r\n"] if ends else [])], joints, points)
+    long = await relayed(reads, dialect(), tap=False)
+    short = await relayed(reads, dialect(), tap=True)
+    assert short.sent == long.sent
+    assert (short.outcome, short.accounted) == (long.outcome, long.accounted)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
+async def test_the_ordinary_stream_takes_the_short_way(dialect: Callable[[], StreamDialect]) -> None:
+    events = [ROLE, *(event(token(f" {number}")) for number in range(50)), FINISH, USAGE, DONE]
+    reads = [b"%x\r\n%b\r\n" % (len(one), one) for one in events]
+    outcome = await relayed([*reads, b"0\r\n\r\n"], dialect(), tap=True)
+    assert outcome.short == 49
+    assert outcome.outcome == "complete"
+    assert outcome.sent.count(b" 49") == 1
+
+
+async def test_events_are_not_passed_on_with_a_framing_that_the_caller_does_not_have() -> None:
+    events = [ROLE, *(event(token("a")) for _ in range(5)), DONE]
+    reads = [b"%x\r\n%b\r\n" % (len(one), one) for one in events]
+    outcome = await relayed(reads, OpenAIStream(strip_usage=True), tap=True, forwards=False)
+    assert outcome.short == 0
+    assert outcome.sent == b"".join(events)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        chunk_of({"role": "assistant", "content": "a"}),
+        chunk_of({"content": "a"}, "stop"),
+        token("a", usage={"completion_tokens": 1}),
+        token("a", error={"message": "x"}),
+        chunk_of({"content": "a", "reasoning": "b"}),
+        chunk_of({"content": "a", "tool_calls": []}),
+        {"choices": [*token("a")["choices"], *token("b")["choices"]]},  # type: ignore[misc]
+        {"choices": []},
+        {"content": "a"},
+        {"choices": [{"delta": {"content": None}}]},
+        {"other": {"content": "a"}, "choices": [{"delta": {"content": "b"}}]},
+        {"choices": [{"delta": [], "text": "a"}]},
+        [1],
+    ],
+)
+def test_what_is_more_than_a_text_has_no_template(document: object) -> None:
+    assert learn(event(document)) is None
+
+
+@pytest.mark.parametrize(
+    "raw", [b": ping\n\n", DONE, b'data: {"content":"\n\n', b'data: {"choices":[{"text":"a"}]}\r\n\r\n']
+)
+def test_what_is_no_event_of_one_line_of_json_has_none(raw: bytes) -> None:
+    assert learn(raw) is None
+
+
+def ordinary() -> Template:
+    template = learn(event(token("a")))
+    assert template is not None
+    return template
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        b"",
+        b"5",
+        b"zz\r\n",
+        b"+a\r\n",
+        b"0\r\n\r\n",
+        b"1000\r\n",
+        *(
+            b"%x\r\n%b\r\n" % (len(one), one)
+            for one in (
+                FINISH,
+                USAGE,
+                DONE,
+                event({"error": {"message": "x"}}),
+                event(token("a", usage={"completion_tokens": 1})),
+                event(token('"')),
+                event(token("a\\")),
+                event(token("a")).replace(b'"a"', b'"a\n\ndata: [DONE]\n\n"'),
+            )
+        ),
+        b"%x;x=y\r\n%b\r\n" % (len(event(token("a"))), event(token("a"))),
+        b"%X\r\n%b\r\n" % (len(event(token("a"))), event(token("a")))
+        if b"%X" % len(event(token("a"))) != b"%x" % len(event(token("a")))
+        else b"0%x\r\n%b\r\n" % (len(event(token("a"))), event(token("a"))),
+        b"%x\r\n%b" % (len(event(token("a"))), event(token("a"))),
+        b"%x\r\n%b\r\n" % (len(event(token("a"))) + 1, event(token("a"))),
+    ],
+)
+def test_nothing_else_passes_as_a_token(chunk: bytes) -> None:
+    good = b"%x\r\n%b\r\n" % (len(event(token("ok"))), event(token("ok")))
+    assert ordinary().scan(chunk) == (0, [])
+    assert ordinary().scan(good + chunk) == (len(good), [b"ok"])
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=6))
+def test_tokens_of_the_chat_api_are_json_in_ascii_and_small(texts: list[str]) -> None:
+    insides = [json.dumps(text, ensure_ascii=False)[1:-1].encode() for text in texts]
+    block = ChatStream("m").rewrite("content", insides)
+    events = [json.loads(part[6:]) for part in block.split(b"\n\n")[:-1]]
+    assert block.isascii()
+    assert all(len(part) + 2 <= MAX_EVENT_BYTES for part in block.split(b"\n\n"))
+    assert "".join(event["token"] for event in events) == "".join(texts)
+
+
+@given(st.binary(max_size=20))
+def test_no_inside_of_a_string_makes_anything_but_events_of_json(inside: bytes) -> None:
+    block = ChatStream("m").rewrite("reasoning", [inside])
+    assert all(set(json.loads(part[6:])) == {"reasoning"} for part in block.split(b"\n\n")[:-1])
