@@ -93,6 +93,8 @@ class Rig:
         )
 
     def _surroundings_caught_up(self) -> bool:
+        """Nodes among them; those that there is no right to watch are not waited for."""
+        nodes = [self.world._nodes] if self.world._nodes else []
         return all(
             {body["metadata"]["resourceVersion"] for body in reflector.table.values()}
             == {
@@ -100,7 +102,7 @@ class Rig:
                 for body in self.api.objects(resource(reflector.kind.plural))
                 if selected(body, "", reflector._fields)
             }
-            for reflector in self.world.surroundings.reflectors
+            for reflector in (*self.world.surroundings.reflectors, *nodes)
             if reflector.synced.is_set()
         )
 

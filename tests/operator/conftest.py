@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from fake_clock import FakeClock
 from kube_api import KubeApi
 from operator_rig import Rig, make_rig
 
@@ -41,6 +42,11 @@ def golden(pytestconfig: pytest.Config) -> Callable[[Path, str], None]:
 async def api() -> AsyncIterator[KubeApi]:
     async with KubeApi(bookmark_seconds=0.05) as api:
         yield api
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from fake_clock import eventually
 from operator_rig import NODES, PODS, Rig
 
 from vllm_operator.observe.fit import MEMORY_LABEL, gpu_shortage, memory_shortage
@@ -100,7 +101,7 @@ def test_nodes_that_never_fit_say_nothing_of_memory() -> None:
     assert memory(big) == ""
 
 
-def cluster_of_one(rig: Rig, mebibytes: int) -> None:
+async def cluster_of_one(rig: Rig, mebibytes: int) -> None:
     ready = {"type": "Ready", "status": "True"}
     status = {"allocatable": {GPU: "4", "cpu": "8", "memory": "64Gi"}, "conditions": [ready]}
     labels = {MEMORY_LABEL: str(mebibytes)}
@@ -111,10 +112,11 @@ def cluster_of_one(rig: Rig, mebibytes: int) -> None:
         rig.api.create(
             PODS, namespace, {"metadata": {"name": name}, "spec": spec, "status": {"phase": "Running"}}
         )
+    await eventually(rig.world.nodes, "the nodes are known")
 
 
 async def test_a_model_that_finds_no_gpu_says_so_before_its_pods_do(rig: Rig) -> None:
-    cluster_of_one(rig, 40960)
+    await cluster_of_one(rig, 40960)
     rig.model(gpu={"memory": "70Gi"})
     await rig.reconcile()
     assert rig.deployment()
@@ -129,7 +131,7 @@ async def test_a_model_that_finds_no_gpu_says_so_before_its_pods_do(rig: Rig) ->
 
 
 async def test_a_pod_that_ends_holds_nothing(rig: Rig) -> None:
-    cluster_of_one(rig, 81559)
+    await cluster_of_one(rig, 81559)
     for namespace, name in (("ns", "neighbour"), ("other", "stranger")):
         rig.api.patch_status(PODS, namespace, name, {"phase": "Succeeded"})
     await rig.caught_up()

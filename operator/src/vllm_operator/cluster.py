@@ -158,8 +158,9 @@ class Cluster:
         *,
         keep: Callable[[Body], Body] = without_managed_fields,
     ) -> Listing:
-        """All pages of one consistent list, narrowed by a label and a field selector; `keep` makes of each
-        object what is kept of it.
+        """All pages of one consistent list, narrowed by selectors of labels and fields.
+
+        `keep` makes of each object what is kept of it.
         """
         items: list[Body] = []
         query = {"limit": str(PAGE_SIZE)} | _selectors(selector, fields)

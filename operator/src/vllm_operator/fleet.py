@@ -38,9 +38,13 @@ def own_names(body: Body) -> tuple[str, ...]:
 
 def claimed_names(body: Body) -> set[str]:
     """Asked for, or still held by the status: an edit that is refused keeps the names that are served."""
+    return {*asked_names(body), *_in_status(body, "servedNames"), *_in_status(body, "adapters")}
+
+
+def _in_status(body: Body, field: str) -> tuple[str, ...]:
     status = body.get("status")
-    held = status.get("servedNames") if isinstance(status, dict) else None
-    return {*asked_names(body), *(name for name in held or () if isinstance(name, str))}
+    held = status.get(field) if isinstance(status, dict) else None
+    return tuple(name for name in held or () if isinstance(name, str))
 
 
 class Fleet:
@@ -97,8 +101,10 @@ class Fleet:
 
     def kept(self, key: ModelKey) -> tuple[str, ...]:
         """Of the names that the status grants, those that are still this namespace's."""
-        held = (self.models[key].get("status") or {}).get("servedNames") or ()
-        return tuple(name for name in held if self.holder(name)[0] == key.namespace)
+        return self._held(key, _in_status(self.models[key], "servedNames"))
+
+    def kept_adapters(self, key: ModelKey) -> tuple[str, ...]:
+        return self._held(key, _in_status(self.models[key], "adapters"))
 
     def denied(self, key: ModelKey) -> Iterator[tuple[str, ModelKey]]:
         """The names that the model asked for and does not get, each with the oldest model that holds it."""

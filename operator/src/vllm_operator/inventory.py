@@ -47,8 +47,8 @@ class NodeLedger:
 
     def __init__(self) -> None:
         self._held: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-        self._known: dict[str, Node] = {}  # until the node, or a pod on it, changes
         self._pods: dict[str, dict[ObjectKey, Body]] = defaultdict(dict)
+        self._known: dict[str, Node] = {}  # until the node, or a pod on it, changes
 
     def note(self, old: Body | None, new: Body | None) -> None:
         for body, sign in ((old, -1), (new, 1)):

@@ -105,8 +105,8 @@ class Reconciler:
 
     async def _refuse(self, meta: Metadata, before: Status, refusal: Refusal) -> tuple[str, float | None]:
         self._world.upgrades.forget(meta.key)
-        granted = self._world.fleet.kept(meta.key)
-        snapshot = Snapshot(pods=self._world.pods(meta.key, meta.uid), granted=granted)
+        pods, fleet = self._world.pods(meta.key, meta.uid), self._world.fleet
+        snapshot = Snapshot(pods=pods, granted=fleet.kept(meta.key), adapters=fleet.kept_adapters(meta.key))
         await self._write(meta, before, observe_refused(meta, before, snapshot, refusal, self._clock.now()))
         return "refused", None
 

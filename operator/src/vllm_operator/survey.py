@@ -89,12 +89,13 @@ class Survey:
         runs = template["metadata"]["annotations"][names.ANNOTATION_TEMPLATE_HASH]
         if plan.waiting and live is not None:
             runs = live.template_hash
+        granted, adapters = self._granted(model, refusal)
         return replace(
             self._read(model),
             template_hash=runs,
             image=template["spec"]["containers"][0]["image"],
-            granted=self.granted(model, refusal),
-            adapters=self._world.fleet.granted_adapters(model.metadata.key),
+            granted=granted,
+            adapters=adapters,
             prefetch=self._prefetching(model) if _waits_for_weights(plan) else None,
             refusal=refusal,
             fit=self._fit(model, template["spec"], plan.facts.nodes),
@@ -106,13 +107,16 @@ class Survey:
             autoscaler=self._world.surroundings.autoscaler(model.metadata.key),
         )
 
-    def granted(self, model: VLLMModel, refusal: Refusal | None) -> tuple[str, ...]:
-        """What an edit asks for is granted with it; one that is refused leaves the names that were served."""
-        key = model.metadata.key
+    def _granted(self, model: VLLMModel, refusal: Refusal | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The model's own names, and its adapters'.
+
+        What an edit asks for is granted with it; one that is refused leaves the names that were served.
+        """
+        key, fleet = model.metadata.key, self._world.fleet
         refused = refusal is not None and refusal.keeps_the_old
         if refused and model.status.observed_generation:
-            return self._world.fleet.kept(key)
-        return self._world.fleet.granted(key)
+            return fleet.kept(key), fleet.kept_adapters(key)
+        return fleet.granted(key), fleet.granted_adapters(key)
 
     def workload(self, model: VLLMModel) -> Body | None:
         """The live object that makes the pods."""

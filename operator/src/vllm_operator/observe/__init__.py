@@ -125,7 +125,6 @@ def observe(model: VLLMModel, snapshot: Snapshot, now: datetime.datetime) -> Sta
         "image": snapshot.image,
         "image_default_for": "" if model.spec.image else model.spec.device,
         "gpus": model.spec.gpu_count * model.spec.nodes * model.spec.wanted_replicas,
-        "adapters": snapshot.adapters,
         "last_served": _last_served(model, snapshot),
     }
     return status.model_copy(update=facts)
@@ -301,6 +300,7 @@ def _status(
             "observed_generation": meta.generation,
             "replicas": sum(not is_terminating(pod) for pod in snapshot.pods),
             "served_names": snapshot.granted,
+            "adapters": snapshot.adapters,
             "ready_replicas": sum(is_ready(pod) for pod in snapshot.pods),
             "selector": selector,
             "endpoint": f"http://{names.engine_name(meta.name)}.{meta.namespace}.svc:{names.ENGINE_PORT}",
