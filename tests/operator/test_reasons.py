@@ -18,11 +18,12 @@ from vllm_models import model_body
 
 from vllm_operator.api.parsing import parse
 from vllm_operator.api.status import DESCRIPTIONS, Reason
-from vllm_operator.errors import Forbidden, ForeignObject, Invalid
+from vllm_operator.errors import Forbidden, ForeignObject, Invalid, MissingApi
 from vllm_operator.inventory import slim_pod
 from vllm_operator.observe import Refusal, Snapshot, observe
 from vllm_operator.reconcile import refusal_of
 from vllm_operator.render.facts import RolledBack
+from vllm_operator.render.prefetch_script import REFUSED
 
 Json = dict[str, Any]
 KUBELET: Json = json.loads(Path(__file__).with_name("kubelet_pods.json").read_text())
@@ -58,7 +59,15 @@ class Case:
     paused: bool = False
 
 
-def refused(error: Forbidden | Invalid | ForeignObject) -> Json:
+def prefetching(words: str, code: int = 0, *, running: bool = False) -> Json:
+    """The pod of a prefetch Job after its first container, which plans the download, said these words."""
+    plan = {"name": "plan", "state": {"terminated": {"exitCode": code, "message": words}}}
+    fetch = {"name": "fetch", "state": {"running": {"startedAt": "2026-11-23T02:58:00Z"}}}
+    status = {"initContainerStatuses": [plan], "containerStatuses": [fetch] if running else []}
+    return {"metadata": {"name": "p", "creationTimestamp": "2026-11-23T02:57:00Z"}, "status": status}
+
+
+def refused(error: Forbidden | Invalid | ForeignObject | MissingApi) -> Json:
     return {"refusal": refusal_of(error)}
 
 
@@ -114,6 +123,24 @@ CASES: dict[Reason, list[Case]] = {
     Reason.DRAINING: [
         Case("Reconciling", "1 pods end before others begin", (ENDS,)),
         Case("Reconciling", "1 pods end", (ENDS,), spec={"replicas": 0}),
+    ],
+    Reason.DOWNLOADING: [
+        Case("Reconciling", "the download is about to begin", snapshot={"prefetch": ()}),
+        Case(
+            "Reconciling",
+            "3.2 GB in 4 files since 02:58:00 UTC",
+            snapshot={"prefetch": (prefetching("3.2 GB in 4 files", running=True),)},
+        ),
+    ],
+    Reason.DOWNLOAD_FAILED: [
+        Case(
+            "Stalled",
+            "Hugging Face refuses org/small without a token; check source.huggingFace.tokenSecret",
+            snapshot={"prefetch": (prefetching("Hugging Face refuses org/small without a token", REFUSED),)},
+        ),
+    ],
+    Reason.MISSING_API: [
+        Case("Accepted", "install it (https://lws", snapshot=refused(MissingApi("LeaderWorkerSet"))),
     ],
     Reason.UNSCHEDULABLE: [
         Case("Reconciling", "didn't match Pod's node affinity/selector", (taken("unschedulable"),)),

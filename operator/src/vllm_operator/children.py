@@ -154,7 +154,8 @@ class Children:
         if not differs(wanted, live):
             return ""
         if not kind.fixed and is_booked_as_update(live):
-            await self._api.book_as_apply(kind, key_of(live), uid=uid_of(live))
+            booked = await self._api.book_as_apply(kind, key_of(live), uid=uid_of(live))
+            live = {**live, "metadata": {**live["metadata"], "resourceVersion": str(version_of(booked))}}
         applied = await self._api.apply(kind, wanted, uid=uid_of(live))
         self._world.note(kind, applied)
         log.info("applied", extra={"model": str(owner.key), "kind": kind.kind})
