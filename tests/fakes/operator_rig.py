@@ -43,6 +43,7 @@ class Rig:
         self.api = api
         self.results: list[str] = []
         self.waited: list[float] = []
+        self.crowded = False
         self.enqueued: list[ModelKey] = []
         self.clock = MovableClock()
         cluster = Cluster(client)
@@ -56,6 +57,7 @@ class Rig:
             recorder,
             self.clock,
             self,
+            others_wait=lambda: self.crowded,
         )
 
     def reconciled(self, result: str, seconds: float) -> None:

@@ -166,6 +166,18 @@ async def test_no_value_of_a_variable_is_told(rig: Rig) -> None:
     assert message.endswith("containers[engine].env[MY_MODE].value: (hidden) → (hidden)")
 
 
+async def test_of_many_new_models_all_have_their_pods_before_any_has_its_status(rig: Rig) -> None:
+    rig.model()
+    rig.crowded = True
+    assert await rig.reconcile() == 0.0
+    assert rig.writes() == ["POST services", "POST deployments"]
+    await rig.reconcile()
+    assert rig.writes() == ["PATCH status"]
+    rig.api.delete(DEPLOYMENTS, "ns", "m-engine")
+    await rig.reconcile()
+    assert rig.deployment()
+
+
 async def test_an_edit_and_an_absent_object_are_no_drift(rig: Rig) -> None:
     rig.model()
     await rig.reconcile()

@@ -95,6 +95,7 @@ class Operator:
             self._clock,
             self.metrics,
             self._keys.of,
+            lambda: queue.waiting > 0,
         )
         queue: Queue[ModelKey] = Queue(
             reconciler, self._clock, concurrency=self._settings.max_concurrent_reconciles

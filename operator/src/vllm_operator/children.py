@@ -72,16 +72,17 @@ class Children:
         self._api, self._world = api, world
 
     async def bring(
-        self, owner: Metadata, manifests: Iterable[Body], kept: Iterable[Body] = ()
+        self, owner: Metadata, manifests: Iterable[Body], kept: Iterable[Body] = (), *, alive: bool = False
     ) -> tuple[str, ...]:
-        """Returns what was repaired of others' edits, a text for each object. `kept` is left as it is.
+        """Returns what was repaired of others' edits, a text for each object. `kept` is left as it is, and
+        `alive` says that the model was there a moment ago.
 
         Raises ForeignObject, MissingApi, ModelGone, or the ApiError of the first object that is refused;
         then nothing that exists has been touched.
         """
         wanted = list(manifests)
         changes = self._changes(owner, wanted)
-        if any(change.live is None for change in changes):
+        if not alive and any(change.live is None for change in changes):
             await self._ensure_alive(owner)
         await self._ask_first(changes)
         repaired = [text for change in changes if (text := await self._bring_one(owner, change))]
@@ -123,18 +124,21 @@ class Children:
         with contextlib.suppress(Conflict):  # whose it is, is looked at when it is made
             await self._api.create(change.kind, change.wanted, dry_run=True)
 
-    async def ensure_engine_key(self, owner: Metadata, secret: Body, workload: Body | None) -> None:
+    async def ensure_engine_key(self, owner: Metadata, secret: Body, workload: Body | None) -> bool:
         """Makes the Secret where nothing says that it is there: the operator may create Secrets, but not read
         any. It is there if the live workload refers to it and no pod misses it.
+
+        Returns whether the model had to be looked at, and is there.
         """
         name = key_of(secret).name
         pods = self._world.pods(owner.key, owner.uid)
         if workload is not None and refers_to(workload, name) and not any(misses(pod, name) for pod in pods):
-            return
+            return False
         await self._ensure_alive(owner)
         with contextlib.suppress(Conflict):
             await self._api.create(SECRETS, secret)
             log.info("created", extra={"model": str(owner.key), "kind": SECRETS.kind})
+        return True
 
     async def _ensure_alive(self, owner: Metadata) -> None:
         """A child of a model that is gone would be collected and, seen to vanish, made again for ever."""

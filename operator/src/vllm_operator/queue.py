@@ -43,6 +43,11 @@ class Queue(Generic[K]):
         """Keys that wait or are worked on."""
         return len(self._ready) + len(self._running)
 
+    @property
+    def waiting(self) -> int:
+        """Keys whose turn has not come."""
+        return len(self._ready)
+
     def add(self, key: K) -> None:
         if key in self._running.values():
             self._again.add(key)

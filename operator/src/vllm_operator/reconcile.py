@@ -56,7 +56,9 @@ class Telemetry(Protocol):
 
 
 class Reconciler:
-    """`engine_key` gives a model's key, empty where engines ask for none."""
+    """`engine_key` gives a model's key, empty where engines ask for none. `others_wait` says whether other
+    models have not had their turn.
+    """
 
     def __init__(
         self,
@@ -67,10 +69,11 @@ class Reconciler:
         clock: Clock,
         telemetry: Telemetry,
         engine_key: Callable[[Metadata], str] = lambda _meta: "",
+        others_wait: Callable[[], bool] = lambda: False,
     ) -> None:
         self._api, self._world, self._settings = api, world, settings
         self._children, self._survey = Children(api, world), Survey(world, settings, engine_key)
-        self._engine_key = engine_key
+        self._engine_key, self._others_wait = engine_key, others_wait
         self._recorder, self._clock, self._telemetry = recorder, clock, telemetry
 
     async def __call__(self, key: ModelKey) -> float | None:
@@ -116,9 +119,14 @@ class Reconciler:
             model = await self._warn(model, plan)
         try:
             if not model.paused:
-                await self._ensure_engine_key(model, plan)
-                repaired = await self._children.bring(meta, plan.wanted, (*plan.waiting, *plan.held))
+                before = self._survey.workload(model)
+                alive = await self._ensure_engine_key(model, plan)
+                kept = (*plan.waiting, *plan.held)
+                repaired = await self._children.bring(meta, plan.wanted, kept, alive=alive)
                 await self._tell_repairs(meta, repaired)
+                made = before is None and self._survey.workload(model) is not None
+                if made and self._others_wait():  # all new models have their pods before any has its status
+                    return "ok", 0.0
         except (ForeignObject, Forbidden, Invalid, MissingApi) as error:
             refusal = refusal_of(error)
         snapshot = self._survey.snapshot(model, plan, refusal or self._name_conflict(meta.key))
@@ -152,14 +160,15 @@ class Reconciler:
             return Plan(tuple(body for body in manifests if body not in held), (), facts, trial, tuple(held))
         return Plan(*split(manifests, waits=not upgrades.enter(key)), facts, trial)
 
-    async def _ensure_engine_key(self, model: VLLMModel, plan: Plan) -> None:
+    async def _ensure_engine_key(self, model: VLLMModel, plan: Plan) -> bool:
         """Where the pods that are to run now refer to it; others have that of their own revision."""
         if not (key := self._engine_key(model.metadata)):
-            return
+            return False
         secret = engine_key_manifest(model, key)
         if plan.workload in plan.wanted and refers_to(plan.workload, key_of(secret).name):
             live = self._survey.workload(model)
-            await self._children.ensure_engine_key(model.metadata, secret, live)
+            return await self._children.ensure_engine_key(model.metadata, secret, live)
+        return False
 
     async def _tell_repairs(self, meta: Metadata, repaired: tuple[str, ...]) -> None:
         for text in repaired:
