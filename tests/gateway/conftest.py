@@ -16,14 +16,9 @@ import pytest
 import uvloop
 from engine import FakeEngine
 from http_caller import until
-from hypothesis import settings
 
 from vllm_gateway.app import Gateway, Server
 from vllm_gateway.settings import Settings
-
-# The same examples each time, and no deadline: a test run never fails by luck or by a busy machine.
-settings.register_profile("steady", derandomize=True, deadline=None)
-settings.load_profile("steady")
 
 
 class QuietServer(Server):
