@@ -121,8 +121,14 @@ class Children:
             sent = changeable(change.kind, change.wanted)
             await self._api.apply(change.kind, sent, uid=uid_of(change.live), dry_run=True)
             return
-        with contextlib.suppress(Conflict):  # whose it is, is looked at when it is made
+        try:
             await self._api.create(change.kind, change.wanted, dry_run=True)
+        except Conflict:
+            return  # whose it is, is looked at when it is made
+        except NotFound as error:
+            if change.kind.optional:
+                raise MissingApi(change.kind.kind) from error
+            raise
 
     async def ensure_engine_key(self, owner: Metadata, secret: Body, workload: Body | None) -> bool:
         """Makes the Secret where nothing says that it is there: the operator may create Secrets, but not read

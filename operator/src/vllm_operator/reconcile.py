@@ -32,9 +32,10 @@ from vllm_operator.kinds import MODELS, Body, key_of
 from vllm_operator.names import ModelKey
 from vllm_operator.observe import Refusal, Snapshot, observe, observe_refused, seconds_until_stalled
 from vllm_operator.observe.engine_log import scrub
-from vllm_operator.render import engine_key_manifest, held_back, render
+from vllm_operator.render import engine_key_manifest, held_back, pod_template_of, render
 from vllm_operator.render.facts import Facts
 from vllm_operator.render.groups import WORKLOADS
+from vllm_operator.render.secrets import engine_key_of
 from vllm_operator.settings import Settings
 from vllm_operator.survey import Plan, Survey, split
 from vllm_operator.world import World
@@ -121,7 +122,7 @@ class Reconciler:
             if not model.paused:
                 before = self._survey.workload(model)
                 alive = await self._ensure_engine_key(model, plan)
-                kept = (*plan.waiting, *plan.held)
+                kept = (*plan.waiting, *plan.held, *self._survey.outgoing(model, plan))
                 repaired = await self._children.bring(meta, plan.wanted, kept, alive=alive)
                 await self._tell_repairs(meta, repaired)
                 made = before is None and self._survey.workload(model) is not None
@@ -143,6 +144,13 @@ class Reconciler:
         Conditions alone; the edit is not acted on yet.
         """
         before, now = model.status, self._clock.now()
+        accepted = before.condition("Accepted")
+        if (
+            accepted is not None
+            and accepted.status == "False"
+            and before.observed_generation == model.metadata.generation
+        ):
+            return model  # it was refused a moment ago, and told so
         ahead = observe(model, self._survey.snapshot(model, plan, None), now)
         if (ready := ahead.condition("Ready")) is None or ready.reason != Reason.ROLLING_OUT:
             return model
@@ -155,18 +163,20 @@ class Reconciler:
         manifests = render(model, self._settings, facts)
         key, upgrades = model.metadata.key, self._world.upgrades
         held = held_back(model.spec, manifests, facts)
-        if held or model.paused or not starts_upgrade(manifests, facts):
+        rest = [body for body in manifests if body not in held]
+        makes_pods = any(body["kind"] in WORKLOADS for body in rest)
+        if not makes_pods or model.paused or not starts_upgrade(manifests, facts):
             upgrades.forget(key)
-            return Plan(tuple(body for body in manifests if body not in held), (), facts, trial, tuple(held))
-        return Plan(*split(manifests, waits=not upgrades.enter(key)), facts, trial)
+            return Plan(tuple(rest), (), facts, trial, tuple(held))
+        return Plan(*split(rest, waits=not upgrades.enter(key)), facts, trial, tuple(held))
 
     async def _ensure_engine_key(self, model: VLLMModel, plan: Plan) -> bool:
         """Where the pods that are to run now refer to it; others have that of their own revision."""
         if not (key := self._engine_key(model.metadata)):
             return False
-        secret = engine_key_manifest(model, key)
-        if plan.workload in plan.wanted and refers_to(plan.workload, key_of(secret).name):
-            live = self._survey.workload(model)
+        secret, live = engine_key_manifest(model, key), self._survey.workload(model)
+        runs = plan.workload if plan.workload in plan.wanted else live
+        if runs is not None and refers_to(runs, key_of(secret).name):
             return await self._children.ensure_engine_key(model.metadata, secret, live)
         return False
 
@@ -227,7 +237,11 @@ def starts_upgrade(manifests: Iterable[Body], facts: Facts) -> bool:
     annotations, live = workload["metadata"]["annotations"], facts.live
     marked = annotations.get(names.ANNOTATION_UPGRADE)
     template_hash = annotations[names.ANNOTATION_TEMPLATE_HASH]
-    return live is not None and facts.unedited and marked == template_hash != live.template_hash
+    if live is None or not facts.unedited or not marked == template_hash != live.template_hash:
+        return False
+    # Whose key is another by now serves nobody, so there is nothing to spare by waiting.
+    asked = engine_key_of(live.template or {})
+    return asked in ("", engine_key_of(pod_template_of(workload)))
 
 
 def refusal_of(error: ForeignObject | MissingApi | ApiError) -> Refusal:

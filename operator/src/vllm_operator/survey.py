@@ -71,8 +71,7 @@ class Survey:
             live=live,
             pin=ImagePin(status.image_default_for, status.image) if status.image_default_for else None,
             failed=trial.failed,
-            unedited=status.observed_generation == model.metadata.generation
-            and any(map(is_ready, read.pods)),
+            unedited=_is_acted_on(model, live) and any(map(is_ready, read.pods)),
             secrets=self._world.surroundings.secrets(model.metadata.namespace),
             engine_key=self._engine_key(model.metadata),
             claim=live_claim(self._world.child(CLAIMS, claim)),
@@ -125,6 +124,13 @@ class Survey:
             return self._world.child(GROUPS, ObjectKey(namespace, names.group_name(name)))
         return self._world.child(DEPLOYMENTS, ObjectKey(namespace, names.engine_name(name)))
 
+    def outgoing(self, model: VLLMModel, plan: Plan) -> tuple[Body, ...]:
+        """The workload of the other kind, after an edit of spec.nodes: it serves until weights are there."""
+        owned = self._world.owned_children(model.metadata.key, model.metadata.uid)
+        return (
+            tuple(body for kind, body in owned if kind.kind in WORKLOADS) if _waits_for_weights(plan) else ()
+        )
+
     def _prefetching(self, model: VLLMModel) -> tuple[Body, ...]:
         return self._world.pods(model.metadata.key, model.metadata.uid, names.PREFETCH)
 
@@ -152,6 +158,14 @@ class Survey:
             return ""
         resource = gpu_resource(model.spec, self._settings)
         return memory_shortage(pod, resource, model.spec.gpu_count, str(needed), nodes)
+
+
+def _is_acted_on(model: VLLMModel, live: LiveDeployment | None) -> bool:
+    """Whether pods were made of the newest spec. That it was observed says less: it may have been refused, or
+    wait for weights.
+    """
+    tried = live.rolled_back.generation if live is not None and live.rolled_back is not None else 0
+    return model.metadata.generation in (model.status.last_served.generation, tried)
 
 
 def _waits_for_weights(plan: Plan) -> bool:

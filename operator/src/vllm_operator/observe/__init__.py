@@ -121,9 +121,11 @@ def observe(model: VLLMModel, snapshot: Snapshot, now: datetime.datetime) -> Sta
     status = _status(model.metadata, model.status, snapshot, conditions, now)
     if refusal is not None and refusal.keeps_the_old and model.status.observed_generation:
         return status
+    pin = {"image": snapshot.image, "image_default_for": "" if model.spec.image else model.spec.device}
     facts = {
-        "image": snapshot.image,
-        "image_default_for": "" if model.spec.image else model.spec.device,
+        **(
+            {} if snapshot.rolled_back is not None else pin
+        ),  # else what was taken back would become the default
         "gpus": model.spec.gpu_count * model.spec.nodes * model.spec.wanted_replicas,
         "last_served": _last_served(model, snapshot),
     }

@@ -168,7 +168,7 @@ def _unschedulable(scheduled: Body, gpu_resource: str) -> Finding:
     if found := _MISSING_CLAIM.search(message):
         said = f"{found[0]}: create it in the model's namespace, or name another"
         return Finding(Reason.MISSING_VOLUME, said, timestamp(scheduled.get("lastTransitionTime")))
-    short_of_gpus = f"Insufficient {gpu_resource}" in message
+    short_of_gpus = bool(gpu_resource) and f"Insufficient {gpu_resource}" in message
     reason = Reason.INSUFFICIENT_GPU if short_of_gpus else Reason.UNSCHEDULABLE
     return Finding(reason, message, timestamp(scheduled.get("lastTransitionTime")))
 

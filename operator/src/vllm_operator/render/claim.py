@@ -51,7 +51,7 @@ def claim_manifest(model: VLLMModel, cache: Cache, facts: Facts) -> Manifest:
 
 
 def _conflicts(cache: Cache, live: LiveClaim, name: str) -> Iterator[Problem]:
-    anew = f"or delete the claim {name}, and the weights are downloaded again"
+    anew = f"or delete the claim {name} and then the model's pods, and the weights are downloaded again"
     if cache.storage_class_name not in (None, live.storage_class):
         yield Problem(
             "spec.cache.storageClassName",

@@ -14,9 +14,12 @@ from vllm_operator.api.status import Served
 from vllm_operator.api.v1alpha1 import Spec
 from vllm_operator.render.annotations import good_annotation, rolled_back_annotation
 from vllm_operator.render.facts import Facts, GoodTemplate, LiveDeployment, Manifest, RolledBack
+from vllm_operator.render.secrets import engine_key_of
 
 
-def way_back(facts: Facts, spec: Spec, template_hash: str) -> tuple[RolledBack, GoodTemplate] | None:
+def way_back(
+    facts: Facts, spec: Spec, template_hash: str, key_secret: str = ""
+) -> tuple[RolledBack, GoodTemplate] | None:
     """Why the wanted template is not to run, and what runs instead; None where it is to run."""
     live = facts.live
     failed = facts.failed or (live.rolled_back if live is not None else None)
@@ -24,6 +27,8 @@ def way_back(facts: Facts, spec: Spec, template_hash: str) -> tuple[RolledBack, 
         return None
     if failed.template_hash != template_hash or live.good.template_hash == template_hash:
         return None
+    if engine_key_of(live.good.template) not in ("", key_secret):
+        return None  # callers have another key by now: it would run, and serve nobody
     return failed, live.good
 
 

@@ -29,6 +29,16 @@ def _in_variables(pod: Mapping[str, Any]) -> Iterator[str]:
         yield from (str(item["name"]) for item in found if isinstance(item, dict) and item.get("name"))
 
 
+def engine_key_of(template: Mapping[str, Any]) -> str:
+    """Name of the Secret with the key that the engine of a pod template asks for; empty for none."""
+    for container in _objects(template.get("spec") or {}, "containers"):
+        for item in _objects(container, "env"):
+            if item.get("name") == "VLLM_API_KEY":
+                reference = (item.get("valueFrom") or {}).get("secretKeyRef") or {}
+                return str(reference.get("name", ""))
+    return ""
+
+
 def _objects(holder: Mapping[str, Any], field: str) -> Iterator[dict[str, Any]]:
     """A podTemplate may have put anything there; what is no list of objects the API server will refuse."""
     items = holder.get(field)

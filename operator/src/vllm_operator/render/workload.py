@@ -17,7 +17,7 @@ from vllm_operator.render.pod import pod_template, termination_grace_seconds
 from vllm_operator.render.policy import Review, policy_problems
 from vllm_operator.render.rollback import remembered, turned_back, upgrade_mark, way_back
 from vllm_operator.render.rollout import rollout_choice
-from vllm_operator.render.secrets import versions_seen, with_secret_versions
+from vllm_operator.render.secrets import engine_key_of, versions_seen, with_secret_versions
 from vllm_operator.settings import Peer, Settings
 
 PROGRESS_SLACK_SECONDS = 60
@@ -43,7 +43,7 @@ def deployment_manifest(model: VLLMModel, settings: Settings, facts: Facts) -> M
     spec = model.spec
     wanted, wanted_hash = checked_template(model, settings, facts)
     seen = versions_seen(wanted["spec"], facts)
-    back = way_back(facts, spec, wanted_hash)
+    back = way_back(facts, spec, wanted_hash, engine_key_of(wanted))
     template, template_hash = (back[1].template, back[1].template_hash) if back else (wanted, wanted_hash)
     manifest = child("apps/v1", "Deployment", model)
     choice = rollout_choice(spec, template["spec"], facts, template_hash)
