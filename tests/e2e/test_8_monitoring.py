@@ -10,6 +10,7 @@ noticed.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -56,6 +57,9 @@ def monitors(release: None) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def watched(monitors: None, smollm2: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """Prometheus, after two rounds of traffic: a counter's first value is not seen as an increase."""
+    cluster.eventually(
+        lambda: not ending(), "what earlier tests ended is gone", 120
+    )  # it could not be scraped
     with running(tmp_path_factory.mktemp("prometheus")) as made:
         cluster.eventually(
             lambda: len(up(made)) >= 4, "the gateways, the operator and the engine are scraped", 60
@@ -65,6 +69,12 @@ def watched(monitors: None, smollm2: str, tmp_path_factory: pytest.TempPathFacto
             time.sleep(2)  # two scrapes
         yield made
     cluster.delete("vllm", PARKED)
+
+
+def ending() -> list[str]:
+    """Pods that are being deleted."""
+    listed = json.loads(cluster.kubectl("get", "pods", "--all-namespaces", "-o", "json"))["items"]
+    return [pod["metadata"]["name"] for pod in listed if "deletionTimestamp" in pod["metadata"]]
 
 
 def up(made: Prometheus) -> list[dict[str, Any]]:
