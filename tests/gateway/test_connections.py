@@ -11,7 +11,8 @@ import asyncio
 from typing import Any
 
 import engine as fake
-from engine import DONE, ROLE, FakeEngine, chat_events, token
+import pytest
+from engine import DONE, ROLE, FakeEngine, Reply, chat_events, event, token
 from http_caller import Caller, ask, get, until
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
@@ -185,3 +186,37 @@ async def test_get_routes_pass_cors_and_request_id(gateway: Any) -> None:
         answer = await get(running.port, "/models", origin="https://a.example", x_request_id="r1")
         assert answer.headers["access-control-allow-origin"] == "*"
         assert answer.headers["x-request-id"] == "r1"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/chat", "/chat/stream"])
+async def test_head_on_a_route_of_post_has_no_body(gateway: Any, path: str) -> None:
+    async with FakeEngine() as engine, gateway(engine) as running:
+        async with await Caller.connect(running.port) as caller:
+            caller.send(path, method="HEAD")
+            caller.writer.write_eof()
+            said = await caller.reader.read()
+        assert said.startswith(b"HTTP/1.1 405 ")
+        assert said.endswith(b"\r\n\r\n")
+
+
+async def test_a_connection_that_a_slow_caller_paused_is_read_again(raw_gateway: Any) -> None:
+    """Whatever the size of the stream: the last read may pause the engine's connection and end its answer."""
+    sizes = iter(range(40, 900, 40))
+
+    async def script(reply: Reply) -> None:
+        await reply.head()
+        await reply.chunk(
+            event({"choices": [{"index": 0, "delta": {"content": "x" * 4000}}]}) * next(sizes, 1)
+        )
+        await reply.chunk(DONE)
+        await reply.end()
+
+    async with FakeEngine(script) as engine, raw_gateway(engine) as running:
+        for _ in range(10):
+            async with await Caller.connect(running.port, receive_buffer=4096) as slow:
+                slow.send("/v1/chat/completions", CHAT)
+                await asyncio.sleep(0.05)
+                await slow.answer()
+            await running.settled()
+            idle = [entry for found in running.gateway.client._idle.values() for entry in found]
+            assert not [entry for entry in idle if entry.connection._paused]

@@ -253,6 +253,7 @@ class Client:
         if not connection.reusable:
             connection.close()
             return
+        connection.resume()  # its last read may have been too much for a slow caller
         loop = asyncio.get_running_loop()
         entry = _Idle(connection, loop.time())
         idle = self._idle.setdefault(endpoint, deque())

@@ -74,6 +74,10 @@ class Channel(Protocol):
         """Until `done`, or until everything written is handed on, whichever is later."""
         ...
 
+    async def ready(self) -> None:
+        """Until the caller has read, nearly, what was answered before on its connection."""
+        ...
+
     async def close(self) -> None:
         """Lets go of the connection; safe to call twice."""
         ...
@@ -135,6 +139,8 @@ class RawChannel:
         if self.finished or self.gone:
             return
         self.finished = True
+        if self._cycle.scope["method"] == "HEAD":
+            block = b""  # the head says how long it would be (RFC 9110, 9.3.2)
         if self.forwards:
             self.forward(b"%x\r\n%b\r\n0\r\n\r\n" % (len(block), block) if block else b"0\r\n\r\n")
         elif block or self._head:
@@ -159,6 +165,7 @@ class RawChannel:
 
     def watch(self, receive: Receive) -> None:  # noqa: ARG002 - the other channel needs it
         """The protocol calls `connection_lost`; reading must go on, or it could not know."""
+        self._cycle.body = bytearray()  # it has been read, and the connection may idle for long
         if not self._protocol.pipeline:
             self._protocol.flow.resume_reading()
 
@@ -169,6 +176,10 @@ class RawChannel:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         done.add_done_callback(lambda _: None if waiter.done() else waiter.set_result(None))
         await waiter
+
+    async def ready(self) -> None:
+        if self._protocol.flow.write_paused:
+            await self._protocol.flow.drain()
 
     async def close(self) -> None:
         self._release()
@@ -248,6 +259,9 @@ class AsgiChannel:
             await self._news.wait()
             self._news.clear()
             await self._flush()
+
+    async def ready(self) -> None:
+        """The server's `send` waits by itself."""
 
     async def close(self) -> None:
         if not self.gone:

@@ -21,6 +21,7 @@ from vllm_gateway.errors import (
 )
 from vllm_gateway.policy.keys import ANONYMOUS
 from vllm_gateway.policy.limits import request_id
+from vllm_gateway.telemetry import REFUSALS
 from vllm_gateway.web.channel import Headers, Message, Receive, Scope, Send, channel_for
 from vllm_gateway.web.cors import CorsPolicy, is_preflight
 from vllm_gateway.web.exchange import CLIENT_CLOSED, Disconnected, Exchange
@@ -102,6 +103,7 @@ class Edge:
     ) -> None:
         try:
             with exchange.held:
+                await exchange.channel.ready()
                 await self._services.admission.admit(exchange)
                 await handle(self._services, exchange)
         except asyncio.CancelledError:
@@ -123,7 +125,9 @@ class Edge:
         self._services.metrics.refused(error.code)
         if exchange.error_event is not None:  # it waited in the queue, and its head has gone out
             exchange.outcome = error.code
-            self._services.metrics.streams_ended.labels(exchange.model, error.code).inc()
+            # An engine's own words never become a label.
+            outcome = error.code if error.status >= 500 or error.code in REFUSALS else "refused"
+            self._services.metrics.streams_ended.labels(exchange.model, outcome).inc()
             exchange.channel.finish(exchange.error_event(error))
         elif exchange.channel.started:
             exchange.channel.abort()
