@@ -199,6 +199,18 @@ def test_probes_use_ports_that_exist(pods: Any) -> None:
             assert container[probe]["httpGet"]["port"] in named
 
 
+def test_a_node_without_cpu_to_spare_restarts_nothing(pods: Any) -> None:
+    """An engine on the same node can keep a container of small weight from answering for half a minute."""
+    for name, template in pods():
+        (container,) = template["spec"]["containers"]
+        live, ready = container["livenessProbe"], container["readinessProbe"]
+        assert live["periodSeconds"] * live["failureThreshold"] >= 120
+        assert ready["periodSeconds"] * ready["failureThreshold"] <= 10
+        if name.endswith("operator"):
+            assert container["resources"]["requests"]["cpu"] == "200m"
+            assert "cpu" not in container["resources"]["limits"]
+
+
 def test_metrics_are_never_on_the_service_that_is_exposed(find: Any) -> None:
     values = {"gateway": {"service": {"type": "LoadBalancer"}, "keysSecret": "api-keys"}}
     exposed = find("Service", "vllm-fleet-gateway", values)
