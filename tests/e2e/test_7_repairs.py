@@ -171,6 +171,21 @@ def test_a_refusing_quota_is_told(
     cluster.eventually(lambda: child("deployment", namespace), "the Deployment", 30, 0.1)
 
 
+def test_a_refused_download_is_told(operators: Operators, namespace: str) -> None:
+    """E24: of a prefetch Job's pod, for which the Job has no condition."""
+    operators.start()
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "spec": {"hard": {"pods": "0"}}}
+    cluster.apply(quota | {"metadata": {"name": "limit"}}, namespace)
+    quota_is_counted("ResourceQuota", namespace)
+    cache = {"size": "1Gi", "prefetch": True, "storageClassName": "none"}
+    cluster.apply(model("m", model="vllm-fleet/none", source={"huggingFace": {}}, cache=cache), namespace)
+    stalled = cluster.eventually(
+        lambda: cluster.condition("m", "Stalled", namespace), "the refusal is in the status", 30, 0.1
+    )
+    assert stalled["reason"] == "QuotaExceeded"
+    assert stalled["message"].startswith("the download's pod is refused: exceeded quota: limit")
+
+
 def quota_is_counted(kind: str, namespace: str) -> None:
     """A fresh ResourceQuota refuses nothing until its controller has counted."""
     if kind == "ResourceQuota":

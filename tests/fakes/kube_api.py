@@ -120,6 +120,11 @@ class KubeApi:
         if self._runner:
             await self._runner.cleanup()
 
+    @property
+    def watches(self) -> int:
+        """How many are open."""
+        return len(self._watches)
+
     def write_kubeconfig(self, path: Path) -> Path:
         named = {"name": "fake"}
         config = {

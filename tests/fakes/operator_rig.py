@@ -42,8 +42,10 @@ class Rig:
     def __init__(self, api: KubeApi, client: ApiClient, settings: Settings) -> None:
         self.api = api
         self.results: list[str] = []
+        self.reasons: list[str] = []
         self.waited: list[float] = []
         self.crowded = False
+        self.engine_key = ""
         self.enqueued: list[ModelKey] = []
         self.clock = MovableClock()
         cluster = Cluster(client)
@@ -57,11 +59,13 @@ class Rig:
             recorder,
             self.clock,
             self,
+            lambda _meta: self.engine_key,
             others_wait=lambda: self.crowded,
         )
 
-    def reconciled(self, result: str, seconds: float) -> None:
+    def reconciled(self, result: str, reason: str, seconds: float) -> None:
         self.results.append(result)
+        self.reasons.append(reason)
 
     def became_ready(self, seconds: float) -> None:
         self.waited.append(seconds)
@@ -184,7 +188,10 @@ async def make_rig(
         task = asyncio.create_task(rig.world.run())
         await rig.world.synced()
         if wait_for_surroundings:
-            await asyncio.gather(*(item.synced.wait() for item in rig.world.surroundings.reflectors))
+            reflectors = [item for item in rig.world._all() if not item.kind.optional]
+            async with asyncio.timeout(30):
+                await asyncio.gather(*(item.synced.wait() for item in reflectors))
+            await eventually(lambda: api.watches >= len(reflectors), "all of them watch")
         yield rig
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -243,7 +243,7 @@ async def test_the_management_port(api: KubeApi, caplog: pytest.LogCaptureFixtur
         'vllm_operator_gpus{state="requested"} 1.0',
         "vllm_operator_time_to_ready_seconds_count 0.0",
         "vllm_operator_leader 1.0",
-        'vllm_operator_reconciles_total{result="ok"}',
+        'vllm_operator_reconciles_total{reason="Starting",result="ok"}',
         "vllm_operator_reconcile_duration_seconds_bucket",
         'vllm_operator_api_errors_total{code="404"}',
     ):

@@ -18,7 +18,7 @@ from vllm_models import model_body
 
 from vllm_operator.api.parsing import parse
 from vllm_operator.api.status import DESCRIPTIONS, Reason
-from vllm_operator.errors import Forbidden, ForeignObject, Invalid, MissingApi
+from vllm_operator.errors import Forbidden, ForeignObject, FormerObject, Invalid, MissingApi
 from vllm_operator.inventory import slim_pod
 from vllm_operator.observe import Refusal, Snapshot, observe
 from vllm_operator.reconcile import refusal_of
@@ -67,7 +67,7 @@ def prefetching(words: str, code: int = 0, *, running: bool = False) -> Json:
     return {"metadata": {"name": "p", "creationTimestamp": "2026-11-23T02:57:00Z"}, "status": status}
 
 
-def refused(error: Forbidden | Invalid | ForeignObject | MissingApi) -> Json:
+def refused(error: Forbidden | Invalid | ForeignObject | FormerObject | MissingApi) -> Json:
     return {"refusal": refusal_of(error)}
 
 
@@ -137,6 +137,15 @@ CASES: dict[Reason, list[Case]] = {
             "Stalled",
             "Hugging Face refuses org/small without a token; check source.huggingFace.tokenSecret",
             snapshot={"prefetch": (prefetching("Hugging Face refuses org/small without a token", REFUSED),)},
+        ),
+    ],
+    Reason.FORMER_OBJECT: [
+        Case(
+            "Reconciling",
+            "still being deleted, held by kubernetes.io/pvc-protection; when it is gone, the model goes on",
+            snapshot=refused(
+                FormerObject("PersistentVolumeClaim", "m-cache", ["kubernetes.io/pvc-protection"])
+            ),
         ),
     ],
     Reason.MISSING_API: [
@@ -224,6 +233,12 @@ CASES: dict[Reason, list[Case]] = {
             "Stalled",
             "the pods are refused: exceeded quota: gpus",
             snapshot={"deployment": {"status": {"conditions": [FAILURE]}}},
+        ),
+        Case(
+            "Stalled",
+            "the download's pod is refused: exceeded quota: gpus, requested: requests.nvidia.com/gpu=1; "
+            "it asks for 500m cpu and 1Gi memory: have",
+            snapshot={"prefetch": (), "prefetch_refused": f"Error creating: {QUOTA}"},
         ),
         Case(
             "Accepted", "exceeded quota", snapshot=refused(Forbidden(403, "Forbidden", "exceeded quota: few"))

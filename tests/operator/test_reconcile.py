@@ -2,10 +2,11 @@
 
 Proves: a model becomes Service and Deployment with its status, and the second run writes nothing; an edit
 applies the Deployment alone; drift is repaired and what others added stays; a foreign object is never taken
-over; a child of a model made anew is waited for; nothing is made for a model that is gone; an invalid spec
-touches nothing that runs; refusals (quota, right, content) become reasons and are tried again; an unwanted
-child is pruned; pause; names between namespaces; pinned image; GPU hint; an operator killed between two
-writes converges; Events are few.
+over, nor does it leave a scaled-down model Ready; what is left of a former model of the name is told and
+waited for; each run is counted by result and reason; nothing is made for a model that is gone; an invalid
+spec touches nothing that runs; refusals (quota, right, content) become reasons and are tried again; an
+unwanted child is pruned; pause; names between namespaces; pinned image; GPU hint; an operator killed between
+two writes converges; Events are few.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from kube_api import VLLM_MODELS, KubeApi, resource
 from operator_rig import DEPLOYMENTS, EVENTS, KEY, NODES, PODS, SERVICES, Rig, make_rig
 from vllm_models import model_body
 
-from vllm_operator.errors import Conflict, Unavailable
+from vllm_operator.errors import Unavailable
 from vllm_operator.names import ModelKey
 from vllm_operator.reconcile import REFUSED_RETRY_SECONDS
 from vllm_operator.settings import Settings, parse_settings
@@ -116,9 +117,75 @@ async def test_a_child_of_the_former_model_is_waited_for(rig: Rig) -> None:
     owner["uid"] = keeper["metadata"]["uid"]
     rig.api.create(SERVICES, "ns", {"metadata": {"name": "m-engine", "ownerReferences": [owner]}})
     rig.model()
-    with pytest.raises(Conflict, match="is being deleted"):
+    await rig.reconcile()
+    assert (rig.results, rig.reasons) == (["refused"], ["FormerObject"])
+    assert rig.condition("Reconciling")[:2] == ("True", "FormerObject")
+    assert "Service m-engine of the deleted model" in rig.condition("Ready")[2]
+    assert rig.api.objects(EVENTS) == []  # it passes within a second, as a rule
+    rig.api.delete(SERVICES, "ns", "m-engine")
+    await rig.reconcile()
+    assert rig.condition("Ready")[:2] == ("False", "Starting")
+
+
+async def test_a_claim_that_pods_of_the_former_model_still_mount_is_told(rig: Rig) -> None:
+    """It may last for as long as their streams, and ask for what the new model does not."""
+    owner = {"apiVersion": "vllm-fleet.dev/v1alpha1", "kind": "VLLMModel", "name": "m", "controller": True}
+    keeper = rig.api.create(resource("configmaps"), "ns", {"metadata": {"name": "keeps-the-owner-alive"}})
+    owner["uid"] = keeper["metadata"]["uid"]
+    meta = {
+        "name": "m-cache",
+        "labels": {"vllm-fleet.dev/model": "m"},
+        "ownerReferences": [owner],
+        "deletionTimestamp": "2026-01-01T00:00:00Z",
+        "finalizers": ["kubernetes.io/pvc-protection"],
+    }
+    spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "9Ti"}}}
+    rig.api.create(resource("persistentvolumeclaims"), "ns", {"metadata": meta, "spec": spec})
+    rig.model(cache={"size": "1Gi"})
+    await rig.reconcile()
+    status, reason, message = rig.condition("Reconciling")
+    assert (status, reason) == ("True", "FormerObject")
+    assert message.startswith(
+        "PersistentVolumeClaim m-cache of the deleted model that had this name is still"
+    )
+    assert "held by kubernetes.io/pvc-protection; when it is gone" in message
+    assert rig.condition("Accepted")[:2] == ("False", "FormerObject")
+    rig.enqueued.clear()
+    rig.api.delete(resource("persistentvolumeclaims"), "ns", "m-cache")
+    await rig.caught_up()
+    assert KEY in rig.enqueued
+    await rig.reconcile()
+    assert rig.condition("Accepted")[:2] == ("True", "Accepted")
+
+
+async def test_a_scaled_down_model_that_is_refused_is_not_ready(rig: Rig) -> None:
+    rig.api.create(SERVICES, "ns", {"metadata": {"name": "m-engine"}, "spec": {}})
+    rig.model(replicas=0)
+    await rig.reconcile()
+    assert rig.condition("Ready")[:2] == ("False", "ChildConflict")
+    assert rig.condition("Stalled")[:2] == ("True", "ChildConflict")
+    assert "serves on" not in rig.condition("Ready")[2]
+
+
+async def test_runs_are_counted_by_result_and_reason(rig: Rig) -> None:
+    rig.model()
+    await rig.serve()
+    rig.edit(engine={"extraArgs": ["--port", "1"]})
+    await rig.reconcile()
+    rig.edit(engine=None, replicas=2)
+    rig.api.fault("PATCH", "/deployments/", 503)
+    with pytest.raises(Unavailable):
         await rig.reconcile()
-    assert rig.results == ["error"]
+    rig.api.delete(VLLM_MODELS, "ns", "m")
+    await rig.reconcile()
+    counted = list(zip(rig.results, rig.reasons, strict=True))
+    assert counted == [
+        ("ok", "Starting"),
+        ("ok", "Serving"),
+        ("refused", "InvalidSpec"),
+        ("error", "Unavailable"),
+        ("gone", ""),
+    ]
 
 
 async def test_nothing_is_made_for_a_model_that_is_gone(rig: Rig) -> None:
@@ -333,7 +400,7 @@ async def test_an_event_that_cannot_be_posted_stops_nothing(rig: Rig) -> None:
 
 async def test_without_the_right_to_list_nodes_it_works(api: KubeApi) -> None:
     api.fault("GET", "/nodes", 403, times=99)
-    async with make_rig(api, Settings()) as rig:
+    async with make_rig(api, Settings(), wait_for_surroundings=False) as rig:
         rig.model()
         await rig.reconcile()
         assert rig.world.nodes() is None

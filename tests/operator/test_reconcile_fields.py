@@ -1,9 +1,10 @@
 """Fields with objects or names of their own, reconciled one step at a time against the fake API server.
 
 Proves: an adapter's name is granted or denied like a model's; pods wait for a prefetch that is told of, and
-then nothing is written; other weights are fetched while the old ones serve; a Job that cannot succeed is made
-anew after an edit; a claim outlives its field, comes back when deleted, grows, and is never sent what cannot
-change; what an edit takes out goes from the children.
+then nothing is written; a Job that can make no pod says who refuses it; replicas do not wait for weights;
+other weights are fetched while the old ones serve; a Job that cannot succeed is made anew after an edit; a
+claim outlives its field, comes back when deleted, grows, and is never sent what cannot change; what an edit
+takes out goes from the children.
 """
 
 from __future__ import annotations
@@ -11,10 +12,61 @@ from __future__ import annotations
 from typing import Any
 
 from kube_api import VLLM_MODELS, Json, resource
-from operator_rig import Rig
+from operator_rig import KEY, Rig
 from vllm_models import model_body
 
 JOBS, CLAIMS, PODS = resource("jobs"), resource("persistentvolumeclaims"), resource("pods")
+
+
+QUOTA = 'Error creating: pods "m-prefetch-1-x" is forbidden: exceeded quota: small'
+
+
+def refuse_job(rig: Rig, at: str, message: str = QUOTA) -> None:
+    """As the Job's controller tells that it cannot make its pod: no condition of the Job does."""
+    meta = job(rig)["metadata"]
+    about = {"kind": "Job", "namespace": "ns", "name": meta["name"], "uid": meta["uid"]}
+    said = {"involvedObject": about, "type": "Warning", "reason": "FailedCreate", "message": message}
+    name = {"metadata": {"name": f"e-{rig.api.store.version}"}}
+    rig.api.create(resource("events"), "ns", name | said | {"lastTimestamp": at})
+
+
+async def test_a_job_that_can_make_no_pod_says_who_refuses_it(rig: Rig) -> None:
+    rig.model(cache=PREFETCH)
+    await rig.reconcile()
+    rig.enqueued.clear()
+    refuse_job(rig, "2026-01-01T00:00:00Z", "Error creating: something that has passed")
+    refuse_job(rig, "2026-01-01T00:00:01Z")
+    await rig.caught_up()
+    assert KEY in rig.enqueued
+    await rig.reconcile()
+    assert rig.condition("Stalled")[:2] == ("True", "QuotaExceeded")
+    assert (
+        "the download's pod is refused: exceeded quota: small; it asks for 500m cpu"
+        in rig.condition("Ready")[2]
+    )
+    prefetch_pod(rig, phase="Pending")
+    await rig.reconcile()
+    assert rig.condition("Ready")[1] == "Starting"  # an Event stays for an hour
+
+
+async def test_replicas_do_not_wait_for_weights(rig: Rig) -> None:
+    rig.model(cache=PREFETCH | {"accessModes": ["ReadWriteMany"]})
+    await rig.reconcile()
+    end_job(rig)
+    await rig.serve()
+    await rig.reconcile()
+    before = rig.deployment()["spec"]
+    rig.edit(source={"huggingFace": {"revision": "v2"}}, replicas=3)
+    await rig.reconcile()
+    assert rig.deployment()["spec"] == before | {"replicas": 3}
+    assert rig.condition("Reconciling")[1] == "Downloading"
+    await rig.reconcile()
+    assert "PATCH deployments" not in rig.writes()
+    end_jobs(rig)
+    await rig.reconcile()
+    assert "v2" in str(rig.deployment()["spec"]["template"])
+    await rig.reconcile()
+    assert rig.writes() == []
 
 
 async def test_an_adapters_name_is_granted_by_the_same_rule(rig: Rig) -> None:
@@ -44,6 +96,12 @@ def job(rig: Rig) -> Json:
 def end_job(rig: Rig) -> None:
     done = {"conditions": [{"type": "Complete", "status": "True"}]}
     rig.api.patch_status(JOBS, "ns", job(rig)["metadata"]["name"], done)
+
+
+def end_jobs(rig: Rig) -> None:
+    done = {"conditions": [{"type": "Complete", "status": "True"}]}
+    for body in rig.api.objects(JOBS):
+        rig.api.patch_status(JOBS, "ns", body["metadata"]["name"], done)
 
 
 def prefetch_pod(rig: Rig, **status: Any) -> None:

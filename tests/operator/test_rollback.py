@@ -5,7 +5,8 @@ startTimeout gives way to the pod template that last served, byte for byte; the 
 failed, why, and which serves; it is not tried again, not even by an operator that starts anew; an edit ends
 it, and replicas do not; a changed spec that fails too returns to the same; nothing is taken back while pods
 of another revision live, for a first revision, with rollback Never, or where the revision has served before;
-waits that may pass are waited for; a warning stands in the status before the serving pods are ended.
+waits that may pass are waited for; what served under another engine key is neither promised nor brought back;
+a warning stands in the status before the serving pods are ended.
 """
 
 from __future__ import annotations
@@ -239,4 +240,25 @@ async def test_two_failures_at_once_are_one_rollback(rig: Rig) -> None:
     rig.pod("second", ready=False, containerStatuses=[crashed()])
     await rig.reconcile()
     await asyncio.gather(rig.reconcile(), rig.reconcile())
+    assert rig.deployment()["spec"]["template"] == good
+
+
+async def test_what_served_under_another_key_is_neither_promised_nor_brought_back(rig: Rig) -> None:
+    """Callers have the new key by then: it would run and serve nobody."""
+    rig.engine_key = "a" * 64
+    rig.model(rollout={"strategy": "InPlace"})
+    await rig.serve()
+    rig.engine_key = "b" * 64
+    rig.edit(engine=BAD)
+    await rig.reconcile()
+    assert "comes back" not in rig.condition("Ready")[2]
+    rig.replace_pods(containerStatuses=[crashed()])
+    await rig.reconcile()
+    assert "--no-such-flag" in rig.engine()["args"]
+    assert rig.condition("Stalled")[:2] == ("True", "WrongFlag")  # a person is needed: nothing comes back
+
+
+async def test_what_served_under_the_same_key_comes_back(rig: Rig) -> None:
+    rig.engine_key = "a" * 64
+    good = await failed(rig)
     assert rig.deployment()["spec"]["template"] == good

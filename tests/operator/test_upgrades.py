@@ -3,9 +3,10 @@
 Proves: of several serving models whose pods would change without an edit, one is changed and the others say
 UpgradePending and are left as they are; the next goes when the one before is complete; a new operator that
 starts in the middle waits too, and so does one that takes over; an edit goes at once, as does a model that
-serves nobody; one that fails or is taken back holds the others until it is edited or deleted; a model that
-waits and is deleted, paused or made invalid gives its turn on; two reconciles at once take one turn; the
-limit is the setting's.
+serves nobody; a change of replicas, autoscaling or the gateway's fields is no such edit, and replicas alone
+are changed; what is taken back by hand is an edit; one that fails or is taken back holds the others until it
+is edited or deleted; a model that waits and is deleted, paused or made invalid gives its turn on; two
+reconciles at once take one turn; the limit is the setting's.
 """
 
 from __future__ import annotations
@@ -108,6 +109,45 @@ async def test_an_edit_goes_at_once_and_is_no_upgrade(api: KubeApi) -> None:
         assert cpu(api) == ["2", "2", "1"]
         assert names.ANNOTATION_UPGRADE not in rig.annotations(KEYS[1])
         assert names.ANNOTATION_UPGRADE in rig.annotations(KEYS[0])
+
+
+async def test_a_change_of_replicas_does_not_let_a_waiting_upgrade_through(api: KubeApi) -> None:
+    await three_serving(api)
+    async with make_rig(api, newer()) as rig:
+        await every(rig)
+        before = rig.deployment(KEYS[1])["spec"]
+        api.patch(VLLM_MODELS, "ns", "b", {"spec": {"replicas": 3, "gateway": {"maxInFlight": 9}}})
+        await rig.reconcile(KEYS[1])
+        assert rig.deployment(KEYS[1])["spec"] == before | {"replicas": 3}
+        assert rig.condition("Reconciling", KEYS[1])[0] == "True"
+        assert "upgrade" not in str(rig.annotations(KEYS[1]))
+        await rig.reconcile(KEYS[1])
+        assert rig.writes() == []
+        api.patch(VLLM_MODELS, "ns", "b", {"spec": {"replicas": 0}})
+        await rig.reconcile(KEYS[1])
+        assert rig.deployment(KEYS[1])["spec"]["replicas"] == 0
+    async with make_rig(api, newer()) as rig:  # an operator that starts anew sees it alike
+        api.patch(VLLM_MODELS, "ns", "b", {"spec": {"replicas": 1}})
+        await every(rig)
+        assert cpu(api) == ["2", "1", "1"]
+        complete(api, KEYS[0])
+        await every(rig)
+        assert cpu(api) == ["2", "2", "1"]
+        assert rig.deployment(KEYS[1])["spec"]["replicas"] == 1
+        assert rig.annotations(KEYS[1])[names.ANNOTATION_UPGRADE]
+
+
+async def test_an_edit_that_is_taken_back_by_hand_does_not_wait(api: KubeApi) -> None:
+    """It asks for the pods that served last, and others are being made."""
+    await three_serving(api)
+    async with make_rig(api, newer()) as rig:
+        await every(rig)
+        api.patch(VLLM_MODELS, "ns", "b", {"spec": {"engine": {"maxModelLen": 2048}}})
+        await rig.reconcile(KEYS[1])
+        api.patch(VLLM_MODELS, "ns", "b", {"spec": {"engine": None}})
+        await rig.reconcile(KEYS[1])
+        assert "--max-model-len" not in rig.engine(KEYS[1])["args"]
+        assert names.ANNOTATION_UPGRADE not in rig.annotations(KEYS[1])
 
 
 async def test_a_model_that_serves_nobody_is_changed_at_once(api: KubeApi) -> None:

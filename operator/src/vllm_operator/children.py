@@ -11,7 +11,7 @@ from typing import Protocol
 from vllm_operator import names
 from vllm_operator.api.v1alpha1 import Metadata
 from vllm_operator.compare import difference_text, differs
-from vllm_operator.errors import Conflict, ForeignObject, Invalid, MissingApi, NotFound
+from vllm_operator.errors import Conflict, ForeignObject, FormerObject, Invalid, MissingApi, NotFound
 from vllm_operator.kinds import (
     MODELS,
     SECRETS,
@@ -77,8 +77,8 @@ class Children:
         """Returns what was repaired of others' edits, a text for each object. `kept` is left as it is, and
         `alive` says that the model was there a moment ago.
 
-        Raises ForeignObject, MissingApi, ModelGone, or the ApiError of the first object that is refused;
-        then nothing that exists has been touched.
+        Raises ForeignObject, FormerObject, MissingApi, ModelGone, or the ApiError of the first object that is
+        refused; then nothing that exists has been touched.
         """
         wanted = list(manifests)
         changes = self._changes(owner, wanted)
@@ -192,8 +192,7 @@ class Children:
             return
         owners = live["metadata"].get("ownerReferences") or ()
         if any(item.get("kind") == names.KIND and item.get("name") == owner.name for item in owners):
-            message = f"the {kind.kind} of the model that had this name before is being deleted"
-            raise Conflict(409, "Conflict", message)
+            raise FormerObject(kind.kind, key_of(live).name, live["metadata"].get("finalizers") or ())
         raise ForeignObject(kind.kind, key_of(live).name)
 
     async def _prune(self, owner: Metadata, wanted: set[tuple[Kind, ObjectKey]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 MAX_MESSAGE = 1024
@@ -84,6 +85,19 @@ class Unavailable(ApiError):
 
 class MissingApi(OperatorError):
     """The cluster does not serve a kind that a model needs."""
+
+
+class FormerObject(OperatorError):
+    """An object of the child's name is a deleted model's of the same name, and is still there."""
+
+    def __init__(self, kind: str, name: str, finalizers: Sequence[str] = ()) -> None:
+        held = f", held by {', '.join(finalizers)}" if finalizers else ""
+        super().__init__(
+            clip(
+                f"{kind} {name} of the deleted model that had this name is still being deleted{held}; when "
+                "it is gone, the model goes on by itself"
+            )
+        )
 
 
 class ForeignObject(OperatorError):

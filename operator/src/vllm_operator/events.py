@@ -26,7 +26,14 @@ _GOOD = {
     Reason.UPGRADE_PENDING,
 }
 REPEAT_AFTER = datetime.timedelta(minutes=10)
-_PASSING = {Reason.STARTING, Reason.PULLING, Reason.DOWNLOADING, Reason.LOADING, Reason.DRAINING}
+_PASSING = {
+    Reason.STARTING,
+    Reason.PULLING,
+    Reason.DOWNLOADING,
+    Reason.LOADING,
+    Reason.DRAINING,
+    Reason.FORMER_OBJECT,
+}
 
 
 @dataclass(frozen=True)

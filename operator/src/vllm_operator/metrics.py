@@ -77,7 +77,11 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.registry.register(FleetCollector(models))
         self._reconciles = Counter(
-            "vllm_operator_reconciles", "Reconciles by result.", ["result"], registry=self.registry
+            "vllm_operator_reconciles",
+            "Reconciles by result (ok, refused, gone, error), and by the reason in the model's status or the "
+            "kind of an API error.",
+            ["result", "reason"],
+            registry=self.registry,
         )
         self._duration = Histogram(
             "vllm_operator_reconcile_duration_seconds",
@@ -101,8 +105,8 @@ class Metrics:
             "vllm_operator_leader", "1 while this replica holds the lease.", registry=self.registry
         )
 
-    def reconciled(self, result: str, seconds: float) -> None:
-        self._reconciles.labels(result).inc()
+    def reconciled(self, result: str, reason: str, seconds: float) -> None:
+        self._reconciles.labels(result, reason).inc()
         self._duration.observe(seconds)
 
     def became_ready(self, seconds: float) -> None:

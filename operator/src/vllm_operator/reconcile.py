@@ -9,6 +9,7 @@ import datetime
 import logging
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 from vllm_operator import names
@@ -22,6 +23,7 @@ from vllm_operator.errors import (
     Conflict,
     Forbidden,
     ForeignObject,
+    FormerObject,
     Invalid,
     MissingApi,
     NotFound,
@@ -37,20 +39,33 @@ from vllm_operator.render.facts import Facts
 from vllm_operator.render.groups import WORKLOADS
 from vllm_operator.render.secrets import engine_key_of
 from vllm_operator.settings import Settings
-from vllm_operator.survey import Plan, Survey, split
+from vllm_operator.survey import Plan, Survey, scaled, split
 from vllm_operator.world import World
 
 log = logging.getLogger(__name__)
 
 # What no watch tells of: a foreign object that goes, a quota that is raised.
 REFUSED_RETRY_SECONDS = 60.0
+UNEXPECTED = "Unexpected"  # the reason of an error that is not the API server's
 DRIFT_REPAIRED = "DriftRepaired"
 _LACKS_RIGHT = re.compile(r"cannot \w+ resource")
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How one run ended: see Telemetry. `again`: seconds after which to look again without an event."""
+
+    result: str
+    reason: str = ""
+    again: float | None = None
+
+
 class Telemetry(Protocol):
-    def reconciled(self, result: str, seconds: float) -> None:
-        """One run: ok, refused, gone or error."""
+    def reconciled(self, result: str, reason: str, seconds: float) -> None:
+        """One run: ok, refused, gone or error.
+
+        `reason` is the status's of Ready or of the refusal, the kind of an error, and empty for gone.
+        """
 
     def became_ready(self, seconds: float) -> None:
         """A model is Ready that many seconds after it was seen not to be."""
@@ -79,18 +94,21 @@ class Reconciler:
 
     async def __call__(self, key: ModelKey) -> float | None:
         """Returns the seconds after which to look again without an event. Raises what is to be retried."""
-        started, result = self._clock.monotonic(), "error"
+        started = self._clock.monotonic()
         try:
-            result, again = await self._reconcile(key)
-            return again
-        finally:
-            self._telemetry.reconciled(result, self._clock.monotonic() - started)
+            done = await self._reconcile(key)
+        except Exception as error:
+            kind = type(error).__name__ if isinstance(error, ApiError) else UNEXPECTED
+            self._telemetry.reconciled("error", kind, self._clock.monotonic() - started)
+            raise
+        self._telemetry.reconciled(done.result, done.reason, self._clock.monotonic() - started)
+        return done.again
 
-    async def _reconcile(self, key: ModelKey) -> tuple[str, float | None]:
+    async def _reconcile(self, key: ModelKey) -> Outcome:
         body = self._world.fleet.models.get(key)
         if body is None or "deletionTimestamp" in body["metadata"]:
             self._world.upgrades.forget(key)
-            return "gone", None
+            return Outcome("gone")
         meta, before = identify(body), previous_status(body)
         try:
             model = parse(body, self._settings.profiles)
@@ -103,18 +121,18 @@ class Reconciler:
             self._world.upgrades.forget(key)
             for concerned in self._world.fleet.remove(key, meta.uid) - {key}:
                 self._world.enqueue(concerned)  # a short name may have become free
-            return "gone", None
+            return Outcome("gone")
         finally:
             self._world.upgrades.leave(key)
 
-    async def _refuse(self, meta: Metadata, before: Status, refusal: Refusal) -> tuple[str, float | None]:
+    async def _refuse(self, meta: Metadata, before: Status, refusal: Refusal) -> Outcome:
         self._world.upgrades.forget(meta.key)
         pods, fleet = self._world.pods(meta.key, meta.uid), self._world.fleet
         snapshot = Snapshot(pods=pods, granted=fleet.kept(meta.key), adapters=fleet.kept_adapters(meta.key))
         await self._write(meta, before, observe_refused(meta, before, snapshot, refusal, self._clock.now()))
-        return "refused", None
+        return Outcome("refused", refusal.reason)
 
-    async def _bring(self, model: VLLMModel, plan: Plan) -> tuple[str, float | None]:
+    async def _bring(self, model: VLLMModel, plan: Plan) -> Outcome:
         meta, refusal = model.metadata, None
         if plan.steps_aside and not model.paused:
             model = await self._warn(model, plan)
@@ -127,16 +145,19 @@ class Reconciler:
                 await self._tell_repairs(meta, repaired)
                 made = before is None and self._survey.workload(model) is not None
                 if made and self._others_wait():  # all new models have their pods before any has its status
-                    return "ok", 0.0
-        except (ForeignObject, Forbidden, Invalid, MissingApi) as error:
+                    return Outcome("ok", Reason.STARTING, 0.0)
+        except (ForeignObject, FormerObject, Forbidden, Invalid, MissingApi) as error:
             refusal = refusal_of(error)
         snapshot = self._survey.snapshot(model, plan, refusal or self._name_conflict(meta.key))
         now = self._clock.now()
-        await self._write(meta, model.status, observe(model, snapshot, now))
+        status = observe(model, snapshot, now)
+        await self._write(meta, model.status, status)
         if refusal is not None:
-            return "refused", REFUSED_RETRY_SECONDS
+            return Outcome("refused", refusal.reason, REFUSED_RETRY_SECONDS)
         due = [seconds_until_stalled(model, snapshot, now), plan.trial.again]
-        return "ok", min((seconds for seconds in due if seconds is not None), default=None)
+        again = min((seconds for seconds in due if seconds is not None), default=None)
+        ready = status.condition("Ready")
+        return Outcome("ok", ready.reason if ready is not None else "", again)
 
     async def _warn(self, model: VLLMModel, plan: Plan) -> VLLMModel:
         """Before the pods that serve are ended: who looks shall know what is about to happen, and why.
@@ -165,10 +186,13 @@ class Reconciler:
         held = held_back(model.spec, manifests, facts)
         rest = [body for body in manifests if body not in held]
         makes_pods = any(body["kind"] in WORKLOADS for body in rest)
+        waits = False
         if not makes_pods or model.paused or not starts_upgrade(manifests, facts):
             upgrades.forget(key)
-            return Plan(tuple(rest), (), facts, trial, tuple(held))
-        return Plan(*split(rest, waits=not upgrades.enter(key)), facts, trial, tuple(held))
+        else:
+            waits = not upgrades.enter(key)
+        plan = Plan(*split(rest, waits=waits), facts, trial, tuple(held))
+        return scaled(plan, self._survey.workload(model))
 
     async def _ensure_engine_key(self, model: VLLMModel, plan: Plan) -> bool:
         """Where the pods that are to run now refer to it; others have that of their own revision."""
@@ -244,10 +268,12 @@ def starts_upgrade(manifests: Iterable[Body], facts: Facts) -> bool:
     return asked in ("", engine_key_of(pod_template_of(workload)))
 
 
-def refusal_of(error: ForeignObject | MissingApi | ApiError) -> Refusal:
+def refusal_of(error: ForeignObject | FormerObject | MissingApi | ApiError) -> Refusal:
     """What the API server, or the absence of a takeover, means for the model."""
     if isinstance(error, ForeignObject):
         return Refusal(Reason.CHILD_CONFLICT, str(error))
+    if isinstance(error, FormerObject):
+        return Refusal(Reason.FORMER_OBJECT, str(error), lasting=False)
     if isinstance(error, MissingApi):
         return Refusal(
             Reason.MISSING_API,

@@ -21,11 +21,15 @@ _TOLD_ELSEWHERE = ("Unhealthy", "BackOff", "Failed", "FailedScheduling")
 WARNINGS = ",".join(
     ("involvedObject.kind=Pod", "type=Warning", *(f"reason!={reason}" for reason in _TOLD_ELSEWHERE))
 )
+# A Job has no condition for it, unlike a Deployment.
+REFUSED_JOBS = "involvedObject.kind=Job,type=Warning,reason=FailedCreate"
 _SUFFIX = f"-{names.ENGINE}"
 
 
 class Surroundings:
-    """`enqueue(key)` is called for each model that a change concerns; `model_of` knows whose pod a key is."""
+    """`enqueue(key)` is called for each model that a change concerns; `model_of` knows whose pod or Job an
+    Event tells of.
+    """
 
     def __init__(
         self,
@@ -33,24 +37,25 @@ class Surroundings:
         settings: Settings,
         clock: Clock,
         enqueue: Callable[[ModelKey], None],
-        model_of: Callable[[ObjectKey], ModelKey | None],
+        model_of: Callable[[str, ObjectKey], ModelKey | None],
     ) -> None:
         self._source, self._clock, self._enqueue, self._model_of = source, clock, enqueue, model_of
-        self._warnings: dict[str, dict[ObjectKey, Body]] = defaultdict(dict)  # by uid of the pod
+        self._warnings: dict[str, dict[ObjectKey, Body]] = defaultdict(dict)  # by uid of what they tell of
         self._autoscalers: dict[ModelKey, set[str]] = defaultdict(set)
         self._users: dict[ObjectKey, set[ModelKey]] = defaultdict(set)
         self._versions: dict[str, dict[str, str]] = defaultdict(dict)
         self._secrets: dict[str, Reflector] = {}
         self.reflectors: list[Reflector] = []
         for scope in settings.watch_namespaces or ("",):
-            self._watch(EVENTS, scope, self._warned, _slim_warning, WARNINGS)
+            for fields in (WARNINGS, REFUSED_JOBS):
+                self._watch(EVENTS, scope, self._warned, _slim_warning, fields)
             self._watch(AUTOSCALERS, scope, self._scaled, _slim_autoscaler)
             if settings.secret_access:
                 self._secrets[scope] = self._watch(SECRETS, scope, self._secret_changed, _slim_secret)
 
-    def warnings(self, pods: Iterable[Body]) -> dict[str, str]:
-        """The newest warning about each pod, by the pod's uid."""
-        found = {uid_of(pod): self._warnings.get(uid_of(pod)) for pod in pods}
+    def warnings(self, bodies: Iterable[Body]) -> dict[str, str]:
+        """The newest warning about each pod or Job that has one, by its uid."""
+        found = {uid_of(body): self._warnings.get(uid_of(body)) for body in bodies}
         return {
             uid: str(max(told.values(), key=lambda event: str(event["at"]))["message"])
             for uid, told in found.items()
@@ -91,13 +96,13 @@ class Surroundings:
 
     def _warned(self, old: Body | None, new: Body | None) -> None:
         if old is not None:
-            told = self._warnings[old["pod_uid"]]
+            told = self._warnings[old["about_uid"]]
             told.pop(key_of(old), None)
             if not told:
-                del self._warnings[old["pod_uid"]]
+                del self._warnings[old["about_uid"]]
         if new is not None:
-            self._warnings[new["pod_uid"]][key_of(new)] = new
-            if (key := self._model_of(new["pod"])) is not None:
+            self._warnings[new["about_uid"]][key_of(new)] = new
+            if (key := self._model_of(new["kind"], new["about"])) is not None:
                 self._enqueue(key)
 
     def _scaled(self, old: Body | None, new: Body | None) -> None:
@@ -123,8 +128,9 @@ def _slim_warning(event: Body) -> Body:
     at = series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime") or ""
     return {
         "metadata": _identity(event),
-        "pod": ObjectKey(about.get("namespace", ""), about.get("name", "")),
-        "pod_uid": about.get("uid", ""),
+        "kind": about.get("kind", ""),
+        "about": ObjectKey(about.get("namespace", ""), about.get("name", "")),
+        "about_uid": about.get("uid", ""),
         "message": clip(event.get("message") or event.get("reason") or "", 600),
         "at": at,
     }

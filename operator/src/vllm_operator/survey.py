@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from vllm_operator import names
 from vllm_operator.api.v1alpha1 import Metadata, VLLMModel
@@ -12,14 +13,16 @@ from vllm_operator.kinds import CLAIMS, DEPLOYMENTS, GROUPS, JOBS, Body, ObjectK
 from vllm_operator.observe import Refusal, Snapshot
 from vllm_operator.observe.failure import Trial, judge
 from vllm_operator.observe.fit import gpu_shortage, memory_shortage
-from vllm_operator.observe.pods import is_ready
+from vllm_operator.observe.pods import is_ready, template_hash
 from vllm_operator.render.annotations import live_deployment
 from vllm_operator.render.claim import live_claim
 from vllm_operator.render.facts import Facts, ImagePin, LiveDeployment, Node
 from vllm_operator.render.groups import WORKLOADS, pod_template_of
 from vllm_operator.render.prefetch import live_job
+from vllm_operator.render.rollback import has_key
 from vllm_operator.render.scheduling import gpu_resource
-from vllm_operator.render.secrets import referenced
+from vllm_operator.render.secrets import engine_key_of, referenced
+from vllm_operator.render.workload import resized, spec_hash
 from vllm_operator.settings import Settings
 from vllm_operator.world import World
 
@@ -63,6 +66,7 @@ class Survey:
         status = model.status
         claim = ObjectKey(model.metadata.namespace, names.cache_name(model.metadata.name))
         owned = self._world.owned_children(model.metadata.key, model.metadata.uid)
+        claims = {key_of(body): body for kind, body in owned if kind is CLAIMS}
         live = live_deployment(self.workload(model))
         read = self._read(model)
         trial = judge(model, live, replace(read, template_hash=live.template_hash if live else ""), now)
@@ -71,10 +75,10 @@ class Survey:
             live=live,
             pin=ImagePin(status.image_default_for, status.image) if status.image_default_for else None,
             failed=trial.failed,
-            unedited=_is_acted_on(model, live) and any(map(is_ready, read.pods)),
+            unedited=_asks_for_no_other(model, live) and any(map(is_ready, read.pods)),
             secrets=self._world.surroundings.secrets(model.metadata.namespace),
             engine_key=self._engine_key(model.metadata),
-            claim=live_claim(self._world.child(CLAIMS, claim)),
+            claim=live_claim(claims.get(claim)),
             jobs={key_of(body).name: live_job(body) for kind, body in owned if kind is JOBS},
         )
         return facts, trial
@@ -89,21 +93,25 @@ class Survey:
         if plan.waiting and live is not None:
             runs = live.template_hash
         granted, adapters = self._granted(model, refusal)
+        read = self._read(model)
         return replace(
-            self._read(model),
+            read,
             template_hash=runs,
             image=template["spec"]["containers"][0]["image"],
             granted=granted,
             adapters=adapters,
-            prefetch=self._prefetching(model) if _waits_for_weights(plan) else None,
+            **(self._prefetching(model) if _waits_for_weights(plan) else {}),
             refusal=refusal,
-            fit=self._fit(model, template["spec"], plan.facts.nodes),
+            fit=self._fit(model, template["spec"], plan.facts.nodes)
+            if _lacks_pods(model, read, runs)
+            else "",
             advice=self._advice(model, template["spec"], plan.facts.nodes),
             rollout=deployed["metadata"]["annotations"].get(names.ANNOTATION_ROLLOUT, ""),
             rolled_back=live.rolled_back if live is not None else None,
-            way_back=_way_back(model, live, runs),
+            way_back=_way_back(model, live, runs, engine_key_of(template)),
             upgrade_pending=bool(plan.waiting),
             autoscaler=self._world.surroundings.autoscaler(model.metadata.key),
+            spec_hash=spec_hash(model.spec),
         )
 
     def _granted(self, model: VLLMModel, refusal: Refusal | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -131,8 +139,15 @@ class Survey:
             tuple(body for kind, body in owned if kind.kind in WORKLOADS) if _waits_for_weights(plan) else ()
         )
 
-    def _prefetching(self, model: VLLMModel) -> tuple[Body, ...]:
-        return self._world.pods(model.metadata.key, model.metadata.uid, names.PREFETCH)
+    def _prefetching(self, model: VLLMModel) -> dict[str, Any]:
+        """What a snapshot says of the Job."""
+        key, uid = model.metadata.key, model.metadata.uid
+        jobs = [body for kind, body in self._world.owned_children(key, uid) if kind is JOBS]
+        refused = self._world.surroundings.warnings(jobs)
+        return {
+            "prefetch": self._world.pods(key, uid, names.PREFETCH),
+            "prefetch_refused": next(iter(refused.values()), ""),
+        }
 
     def _read(self, model: VLLMModel) -> Snapshot:
         pods = self._world.pods(model.metadata.key, model.metadata.uid)
@@ -160,25 +175,36 @@ class Survey:
         return memory_shortage(pod, resource, model.spec.gpu_count, str(needed), nodes)
 
 
-def _is_acted_on(model: VLLMModel, live: LiveDeployment | None) -> bool:
-    """Whether pods were made of the newest spec. That it was observed says less: it may have been refused, or
-    wait for weights.
+def _asks_for_no_other(model: VLLMModel, live: LiveDeployment | None) -> bool:
+    """Whether pods were made of the newest spec, or of one that differs in replicas and the like alone. That
+    it was observed says less: it may have been refused, or wait for weights.
     """
+    served = model.status.last_served
     tried = live.rolled_back.generation if live is not None and live.rolled_back is not None else 0
-    return model.metadata.generation in (model.status.last_served.generation, tried)
+    if model.metadata.generation in (served.generation, tried):
+        return True
+    runs = live is not None and live.template_hash == served.template
+    return runs and served.spec == spec_hash(model.spec)
+
+
+def _lacks_pods(model: VLLMModel, read: Snapshot, runs: str) -> bool:
+    """Whether it may matter what room there is: every node is looked at for the answer."""
+    ready = sum(is_ready(pod) and template_hash(pod) == runs for pod in read.pods)
+    return ready < model.spec.wanted_replicas
 
 
 def _waits_for_weights(plan: Plan) -> bool:
     return any(body["kind"] in WORKLOADS for body in plan.held)
 
 
-def _way_back(model: VLLMModel, live: LiveDeployment | None, runs: str) -> int:
+def _way_back(model: VLLMModel, live: LiveDeployment | None, runs: str, key_secret: str) -> int:
     """The generation to which a failure would return, or has returned; 0 where there is none."""
     if live is None or live.good is None:
         return 0
     if live.rolled_back is not None:
         return live.good.generation
     useful = runs not in (live.good.template_hash, model.status.last_served.template)
+    useful = useful and has_key(live.good.template, key_secret)
     return live.good.generation if useful and model.spec.rollout.rollback != "Never" else 0
 
 
@@ -188,3 +214,11 @@ def split(manifests: Sequence[Body], *, waits: bool) -> tuple[tuple[Body, ...], 
         return tuple(manifests), ()
     now = tuple(body for body in manifests if body["kind"] != DEPLOYMENTS.kind)
     return now, tuple(body for body in manifests if body["kind"] == DEPLOYMENTS.kind)
+
+
+def scaled(plan: Plan, live: Body | None) -> Plan:
+    """With the Deployment's replicas, where all else of it waits for a turn or for weights."""
+    later = next((body for body in (*plan.waiting, *plan.held) if body["kind"] == DEPLOYMENTS.kind), None)
+    if later is None or live is None or live["spec"].get("replicas") == later["spec"]["replicas"]:
+        return plan
+    return replace(plan, wanted=(*plan.wanted, resized(later, live)))

@@ -18,6 +18,7 @@ from vllm_operator.inventory import NodeLedger, slim_node, slim_pod
 from vllm_operator.kinds import (
     CHILDREN,
     DEPLOYMENTS,
+    JOBS,
     NODES,
     PODS,
     Body,
@@ -51,7 +52,7 @@ class World:
         self._nodes: Reflector | None = None
         self._build(source, clock)
         self.upgrades = Upgrades(settings.max_concurrent_rollouts, self._enqueue_late)
-        self.surroundings = Surroundings(source, settings, clock, self._enqueue_late, self._model_of_pod)
+        self.surroundings = Surroundings(source, settings, clock, self._enqueue_late, self._model_told_of)
 
     def _build(self, source: Source, clock: Clock) -> None:
         ours = names.LABEL_MODEL
@@ -127,8 +128,9 @@ class World:
     def _enqueue_late(self, key: ModelKey) -> None:
         self.enqueue(key)
 
-    def _model_of_pod(self, key: ObjectKey) -> ModelKey | None:
-        return _model_of(self._table(PODS, key.namespace).table.get(key))
+    def _model_told_of(self, kind: str, key: ObjectKey) -> ModelKey | None:
+        """Whose Pod or Job it is that an Event tells of."""
+        return _model_of(self._table(JOBS if kind == JOBS.kind else PODS, key.namespace).table.get(key))
 
     def _all(self) -> Iterator[Reflector]:
         yield from self._reflectors.values()

@@ -44,6 +44,7 @@ class Reason(StrEnum):
     INVALID_SPEC = "InvalidSpec"
     NAME_CONFLICT = "NameConflict"
     CHILD_CONFLICT = "ChildConflict"
+    FORMER_OBJECT = "FormerObject"
     MISSING_SECRET = "MissingSecret"  # noqa: S105
     MISSING_CONFIG_MAP = "MissingConfigMap"
     MISSING_VOLUME = "MissingVolume"
@@ -84,6 +85,8 @@ DESCRIPTIONS: dict[Reason, str] = {
     Reason.INVALID_SPEC: "A field is wrong; the message says how to mend it. What runs is left as it is.",
     Reason.NAME_CONFLICT: "An older model of another namespace holds a short name; <namespace>/<name> works.",
     Reason.CHILD_CONFLICT: "An object of the child's name exists that this model does not own.",
+    Reason.FORMER_OBJECT: "An object of a deleted model of the same name is not gone yet, such as a "
+    "claim that pods still mount. The model goes on when it is.",
     Reason.MISSING_SECRET: "A Secret that the pods refer to is not there, or lacks the key.",
     Reason.MISSING_CONFIG_MAP: "A ConfigMap that the pods refer to is not there, or lacks the key.",
     Reason.MISSING_VOLUME: "A PersistentVolumeClaim that the pods refer to is not there.",
@@ -117,6 +120,10 @@ class Served(Section):
 
     generation: Annotated[int, Field(ge=0)] = Field(0, description="Generation of the spec.")
     template: Annotated[str, Field(max_length=64)] = Field("", description="Hash of the pod template.")
+    spec: Annotated[str, Field(max_length=64)] = Field(
+        "",
+        description="Hash of the spec without replicas, autoscaling and gateway: they change no pod.",
+    )
 
 
 class Status(Section):

@@ -67,13 +67,14 @@ class Snapshot:
     """What was read of one model's children, and what was decided for it.
 
     `pods` are the model's engines, `workers` the pods that they are spread over, `warnings` the kubelet's
-    last words about them, by uid; `prefetch` are those of the Job that they wait for, None for none.
+    last words about them, by uid; `prefetch` are those of the Job that they wait for, None for none, and
+    `prefetch_refused` why it cannot make any.
     `template_hash` is that of the pod template that is to run: of the wanted one, unless `rolled_back` says
     why that is not so. `way_back` is the generation that comes back if the wanted one fails, 0 for none.
     `fit` is why no node has the GPUs, as far as is known, `advice` what a person had better know although
     nothing is wrong yet, and `rollout` why Auto did not surge.
     `upgrade_pending`: other pods are wanted, and wait for their turn. `autoscaler` is the name of one that
-    targets the Deployment.
+    targets the Deployment. `spec_hash` is that of the fields that ask for pods.
     """
 
     deployment: Body | None = None
@@ -93,7 +94,9 @@ class Snapshot:
     upgrade_pending: bool = False
     autoscaler: str = ""
     prefetch: tuple[Body, ...] | None = None
+    prefetch_refused: str = ""
     workers: tuple[Body, ...] = ()
+    spec_hash: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,8 @@ def observe(model: VLLMModel, snapshot: Snapshot, now: datetime.datetime) -> Sta
     refusal = snapshot.refusal
     accepted = refusal or Refusal(*_acceptance(model, snapshot))
     if refusal is not None and refusal.keeps_the_old:
-        verdict = _refused(verdict, refusal)
+        # A scaled-down model is Ready for nothing else than that its objects are as the spec wants them.
+        verdict = _refused(replace(verdict, ready=any(map(is_ready, snapshot.pods))), refusal)
     elif refusal is not None and verdict.progress is None:
         verdict = replace(verdict, progress=_finding(refusal), stalled=True)
     elif snapshot.upgrade_pending and verdict.progress is None:
@@ -158,8 +162,12 @@ _UPGRADE_PENDING = (
 def _last_served(model: VLLMModel, snapshot: Snapshot) -> Served:
     if not any(is_ready(pod) and template_hash(pod) == snapshot.template_hash for pod in snapshot.pods):
         return model.status.last_served
-    generation = snapshot.way_back if snapshot.rolled_back is not None else model.metadata.generation
-    return Served(generation=generation, template=snapshot.template_hash)
+    if snapshot.rolled_back is not None:
+        served = {"generation": snapshot.way_back, "template": snapshot.template_hash}
+        return model.status.last_served.model_copy(update=served)
+    return Served(
+        generation=model.metadata.generation, template=snapshot.template_hash, spec=snapshot.spec_hash
+    )
 
 
 def _turned_back(verdict: _Verdict, failed: RolledBack, good: int) -> _Verdict:
@@ -202,7 +210,7 @@ def _verdict(model: VLLMModel, snapshot: Snapshot, now: datetime.datetime) -> _V
         return _scaled_to_zero(snapshot)
     if len(current) >= wanted and len(alive) == len(current) == wanted:
         return _Verdict(True, Reason.SERVING, f"{wanted} of {wanted} replicas serve")
-    finding = _progress(snapshot, alive) if snapshot.prefetch is None else prefetch_finding(snapshot.prefetch)
+    finding = _progress(snapshot, alive) if snapshot.prefetch is None else _prefetching(snapshot)
     tried = _seconds_tried(snapshot, now)
     late = finding.reason in _STALLED_LATE and tried >= model.spec.start_seconds
     # Where the last good spec comes back by itself, no person is needed yet.
@@ -220,8 +228,12 @@ def _scaled_to_zero(snapshot: Snapshot) -> _Verdict:
     draining = len(snapshot.pods)
     progress = Finding(Reason.DRAINING, f"{draining} pods end") if draining else None
     if snapshot.prefetch is not None:
-        progress = prefetch_finding(snapshot.prefetch)
+        progress = _prefetching(snapshot)
     return _Verdict(True, Reason.SCALED_TO_ZERO, "no replica is wanted", progress)
+
+
+def _prefetching(snapshot: Snapshot) -> Finding:
+    return prefetch_finding(snapshot.prefetch or (), snapshot.prefetch_refused)
 
 
 def _progress(snapshot: Snapshot, alive: list[Body]) -> Finding:

@@ -55,7 +55,7 @@ _MISSING_CONFIG_MAP = re.compile(
 )
 _MISSING_CLAIM = re.compile(r"persistentvolumeclaim \"[^\"]*\" not found")
 # Pods are made under a new name with every attempt.
-_REFUSED_POD = re.compile(r"^pods \"[^\"]*\" is forbidden: ")
+_REFUSED_POD = re.compile(r"^(Error creating: )?(pods \"[^\"]*\" is forbidden: )?")
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,18 @@ def deployment_finding(deployment: Body | None) -> Finding:
     conditions = ((deployment or {}).get("status") or {}).get("conditions") or ()
     failure: Body = next((item for item in conditions if item["type"] == "ReplicaFailure"), {})
     if failure.get("status") == "True":
-        refusal = _REFUSED_POD.sub("", scrub(failure.get("message", "")))
+        refusal = refusal_words(failure.get("message", ""))
         return Finding(
             Reason.QUOTA_EXCEEDED,
             clip(f"the pods are refused: {refusal}; {_way_out(refusal)}", 600),
             timestamp(failure.get("lastTransitionTime")),
         )
     return Finding(Reason.STARTING, "the pods are being made")
+
+
+def refusal_words(said: str) -> str:
+    """Why no pod could be made, of a controller's condition or Event that quotes the API server."""
+    return _REFUSED_POD.sub("", scrub(said))
 
 
 def _way_out(refusal: str) -> str:

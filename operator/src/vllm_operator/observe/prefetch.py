@@ -7,7 +7,16 @@ from collections.abc import Iterable
 from vllm_operator.api.status import Reason
 from vllm_operator.errors import clip
 from vllm_operator.observe.engine_log import scrub
-from vllm_operator.observe.pods import Body, Finding, created, is_terminating, pod_finding, timestamp
+from vllm_operator.observe.pods import (
+    Body,
+    Finding,
+    created,
+    is_terminating,
+    pod_finding,
+    refusal_words,
+    timestamp,
+)
+from vllm_operator.render.prefetch import REQUESTS
 from vllm_operator.render.prefetch_script import NO_REVISION, NO_SPACE, NOT_FOUND, REFUSED
 
 # Exit code of the script -> what a person can do. Any other may pass by itself.
@@ -19,9 +28,16 @@ ADVICE = {
 }
 
 
-def prefetch_finding(pods: Iterable[Body]) -> Finding:
-    """`pods` are the Job's; it is not done."""
+def prefetch_finding(pods: Iterable[Body], refused: str = "") -> Finding:
+    """`pods` are the Job's; it is not done. `refused` is its last Event about a pod that it could not make:
+    a Job has no condition that says so.
+    """
     alive = sorted((pod for pod in pods if not is_terminating(pod)), key=lambda pod: str(created(pod)))
+    if not alive and refused:
+        asks = " and ".join(f"{count} {name}" for name, count in REQUESTS.items())
+        said = f"the download's pod is refused: {refusal_words(refused)}; it asks for {asks}"
+        way_out = "have what refuses it (a quota, a LimitRange, an admission policy) let it pass"
+        return Finding(Reason.QUOTA_EXCEEDED, f"{clip(said, 500)}: {way_out}")
     if not alive:
         return Finding(Reason.DOWNLOADING, "the download is about to begin")
     pod = alive[-1]

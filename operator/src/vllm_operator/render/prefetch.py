@@ -20,6 +20,7 @@ from vllm_operator.render.prefetch_script import SCRIPT
 from vllm_operator.render.storage import ADAPTER_VOLUME
 from vllm_operator.render.workload import child, digest
 
+REQUESTS = {"cpu": "500m", "memory": "1Gi"}
 NEVER_GIVE_UP = 2**31 - 1
 # What decides where the pod runs and how it reaches the Hub. Nothing of the GPUs.
 _TAKEN_OVER = (
@@ -141,7 +142,7 @@ def _step(engine: Manifest, step: str, asked: list[str]) -> Manifest:
             {"name": "HF_XET_CHUNK_CACHE_SIZE_BYTES", "value": "0"},  # or the cache would hold parts twice
         ],
         "volumeMounts": [item for item in engine["volumeMounts"] if _is_mounted(item["name"])],
-        "resources": {"requests": {"cpu": "500m", "memory": "1Gi"}},
+        "resources": {"requests": dict(REQUESTS)},
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},

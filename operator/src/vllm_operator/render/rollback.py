@@ -27,9 +27,14 @@ def way_back(
         return None
     if failed.template_hash != template_hash or live.good.template_hash == template_hash:
         return None
-    if engine_key_of(live.good.template) not in ("", key_secret):
-        return None  # callers have another key by now: it would run, and serve nobody
-    return failed, live.good
+    return (failed, live.good) if has_key(live.good.template, key_secret) else None
+
+
+def has_key(template: Manifest, key_secret: str) -> bool:
+    """Whether engines of this pod template ask for the key that callers have now, or for none. With another
+    one they would run, and serve nobody.
+    """
+    return engine_key_of(template) in ("", key_secret)
 
 
 def remembered(facts: Facts, spec: Spec, template_hash: str, served: Served) -> dict[str, str]:
@@ -39,7 +44,7 @@ def remembered(facts: Facts, spec: Spec, template_hash: str, served: Served) -> 
         return {}
     good = live.good
     if live.template_hash != template_hash and _has_served(live, served) and live.template is not None:
-        good = GoodTemplate(served.generation, live.template_hash, _without_nulls(live.template))
+        good = GoodTemplate(served.generation, live.template_hash, without_nulls(live.template))
     return good_annotation(good) if good is not None else {}
 
 
@@ -64,8 +69,9 @@ def _has_served(live: LiveDeployment, served: Served) -> bool:
     return bool(live.template_hash) and live.template_hash == served.template
 
 
-def _without_nulls(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
+    """What the API server answers, as it can be applied again."""
     if isinstance(value, dict):
-        kept: Manifest = {key: _without_nulls(item) for key, item in value.items() if item is not None}
+        kept: Manifest = {key: without_nulls(item) for key, item in value.items() if item is not None}
         return kept
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value

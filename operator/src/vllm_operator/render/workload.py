@@ -8,19 +8,20 @@ import json
 from collections.abc import Iterable
 
 from vllm_operator import names
-from vllm_operator.api.v1alpha1 import VLLMModel
+from vllm_operator.api.v1alpha1 import Spec, VLLMModel
 from vllm_operator.errors import SpecError
 from vllm_operator.render.annotations import secrets_annotation
 from vllm_operator.render.facts import Facts, Manifest
 from vllm_operator.render.merge import merged
 from vllm_operator.render.pod import pod_template, termination_grace_seconds
 from vllm_operator.render.policy import Review, policy_problems
-from vllm_operator.render.rollback import remembered, turned_back, upgrade_mark, way_back
+from vllm_operator.render.rollback import remembered, turned_back, upgrade_mark, way_back, without_nulls
 from vllm_operator.render.rollout import rollout_choice
 from vllm_operator.render.secrets import engine_key_of, versions_seen, with_secret_versions
 from vllm_operator.settings import Peer, Settings
 
 PROGRESS_SLACK_SECONDS = 60
+_NOT_OF_PODS = {"replicas", "autoscaling", "gateway"}
 
 
 def digest(manifest: Manifest) -> str:
@@ -93,6 +94,21 @@ def checked_template(model: VLLMModel, settings: Settings, facts: Facts) -> tupl
     meta = template["metadata"]
     marks = {**meta.get("annotations", {}), names.ANNOTATION_TEMPLATE_HASH: template_hash}
     return {**template, "metadata": {**meta, "annotations": marks}}, template_hash
+
+
+def spec_hash(spec: Spec) -> str:
+    """Changes with every field that may ask for other pods."""
+    return digest(spec.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude=_NOT_OF_PODS))
+
+
+def resized(wanted: Manifest, live: Manifest) -> Manifest:
+    """The live Deployment with the wanted number of replicas, and nothing else of what is wanted."""
+    said = live["metadata"].get("annotations") or {}
+    ours = {key: value for key, value in said.items() if key.startswith(f"{names.GROUP}/")}
+    ours.pop(names.ANNOTATION_HASH, None)
+    kept = {"template": without_nulls(live["spec"]["template"]), "strategy": live["spec"]["strategy"]}
+    metadata = {**wanted["metadata"], "annotations": ours}
+    return stamped({**wanted, "metadata": metadata, "spec": {**wanted["spec"], **kept}})
 
 
 def service_manifest(model: VLLMModel) -> Manifest:
