@@ -21,6 +21,8 @@ from typing import IO, Any, TypeVar
 
 import yaml
 
+import clusters
+
 ROOT = Path(__file__).resolve().parents[2]
 BIN = ROOT / ".cluster" / "bin"
 EXAMPLES = ROOT / "k8s" / "examples"
@@ -185,3 +187,9 @@ def gpu_count() -> int:
 
 def has_kubeconfig() -> bool:
     return bool(os.environ.get("KUBECONFIG"))
+
+
+def is_the_drivers_own() -> bool:
+    """Whether KUBECONFIG names the local cluster, whose programs the driver can stop."""
+    named = os.environ.get("KUBECONFIG", "")
+    return bool(named) and clusters.on_this_machine() and Path(named) == clusters.kubeconfig()
