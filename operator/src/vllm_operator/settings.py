@@ -81,7 +81,7 @@ class Peer(Section):
 
 
 class NetworkPolicySettings(Section):
-    """One NetworkPolicy per model. An engine checks no keys: who reaches it, uses it."""
+    """One NetworkPolicy per model: an engine's key does not close /health, /metrics and /tokenize."""
 
     allow_from: Annotated[tuple[Peer, ...], Field(max_length=16)] = Field(
         (),
