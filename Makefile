@@ -42,8 +42,9 @@ lint: setup ## ruff, mypy strict, import layers, sizes, YAML
 	$(BIN)/python hack/check_sizes.py gateway/src operator/src hack k8s/local tests bench
 	$(BIN)/yamllint -s .
 
-test: setup ## Unit, golden, component, contract and chart tests
-	$(BIN)/pytest -m "not e2e"
+# Bytecode is kept, whatever the caller's environment says: each worker and each program under test loads it again.
+test: setup ## Unit, golden, component, contract and chart tests, on all cores
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -m "not e2e" -n auto --maxprocesses=8 --dist worksteal
 
 bench: setup .venv/bench/ready ## What streams cost, beside nginx (needed on PATH) and vllm-router, into docs/benchmarks.md
 	$(BIN)/python bench/gateway --write
