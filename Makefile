@@ -18,7 +18,7 @@ demo-down: ## Remove the demo and the cluster it made
 	$(DRIVER) down
 
 ##@ Develop (Python only)
-.PHONY: setup lock fmt lint test bench bench-operator generate verify run-gateway
+.PHONY: setup lock fmt lint test bench bench-operator generate pictures verify run-gateway
 setup: .venv/ready ## Make .venv with every pinned dependency and both packages
 .venv/ready: requirements/dev.txt tests/javascript/package-lock.json gateway/pyproject.toml operator/pyproject.toml
 	$(PYTHON) hack/setup_venv.py
@@ -42,8 +42,9 @@ lint: setup ## ruff, mypy strict, import layers, sizes, YAML
 	$(BIN)/python hack/check_sizes.py gateway/src operator/src hack k8s/local tests bench
 	$(BIN)/yamllint -s .
 
-test: setup ## Unit, golden, component, contract and chart tests
-	$(BIN)/pytest -m "not e2e"
+# Bytecode is kept, whatever the caller's environment says: each worker and each program under test loads it again.
+test: setup ## Unit, golden, component, contract and chart tests, on all cores
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -m "not e2e" -n auto --maxprocesses=8 --dist worksteal
 
 bench: setup .venv/bench/ready ## What streams cost, beside nginx (needed on PATH) and vllm-router, into docs/benchmarks.md
 	$(BIN)/python bench/gateway --write
@@ -59,6 +60,10 @@ bench-operator: setup ## What hundreds of models cost the operator, beside a bar
 
 generate: setup ## Write the generated files: CRD, k8s/install.yaml, dashboard copies
 	$(BIN)/python hack/generate.py
+
+pictures: setup ## Draw the dashboards into docs/dashboards from PROMETHEUS=http://… (MINUTES=60, WINDOW=1m)
+	@test -n "$(PROMETHEUS)" || { echo "pictures: say which Prometheus has the data: make pictures PROMETHEUS=http://127.0.0.1:9090" >&2; exit 2; }
+	$(BIN)/python hack/pictures.py $(PROMETHEUS) --minutes $(or $(MINUTES),60) --window $(or $(WINDOW),1m)
 
 verify: setup ## Fail if a generated file is not what `make generate` writes
 	$(BIN)/python hack/generate.py --check

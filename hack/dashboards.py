@@ -240,7 +240,7 @@ def field_config(described: Panel) -> Json:
         }
     if described.max is not None:
         defaults["max"] = described.max
-    if described.thresholds:
+    if described.thresholds or described.kind == "stat":  # left out, Grafana paints a stat red from 80 on
         steps: list[Json] = [{"color": "green", "value": None}]
         steps += [{"color": colour, "value": value} for colour, value in described.thresholds.items()]
         defaults["thresholds"] = {"mode": "absolute", "steps": steps}

@@ -1,8 +1,9 @@
 """The manifests in k8s/examples, as a reader would apply them.
 
-Proves: each file says what it is for and holds valid VLLMModels; each renders to a Deployment that asks for
-the devices it names; no two share a name, and only the canary's share a served name; every case that a reader
-looks for is there; no token stands in one; the demo's model is where the CPU image has it.
+Proves: each file says what it is for and holds valid VLLMModels; each renders to a Deployment, or with
+several nodes to a LeaderWorkerSet, whose pods ask for the devices it names; no two share a name, and only
+the canary's share a served name; every case that a reader looks for is there; no token stands in one; the
+demo's model is where the CPU image has it.
 """
 
 from __future__ import annotations
@@ -29,13 +30,22 @@ def by_name(name: str) -> Any:
     return next(body for body in BODIES if body["metadata"]["name"] == name)
 
 
-def pod_spec(body: Any) -> Any:
-    (found,) = [m for m in render(parse(body), Settings()) if m["kind"] == "Deployment"]
-    return found["spec"]["template"]["spec"]
+def pod_specs(body: Any) -> list[Any]:
+    """Of a Deployment one, of a LeaderWorkerSet the leader's and the workers'."""
+    kinds = {"Deployment", "LeaderWorkerSet"}
+    (found,) = [m["spec"] for m in render(parse(body), Settings()) if m["kind"] in kinds]
+    if "template" in found:
+        return [found["template"]["spec"]]
+    group = found["leaderWorkerTemplate"]
+    return [group["leaderTemplate"]["spec"], group["workerTemplate"]["spec"]]
+
+
+def engines_of(body: Any) -> list[Any]:
+    return [c for spec in pod_specs(body) for c in spec["containers"] if c["name"] == "engine"]
 
 
 def engine_of(body: Any) -> Any:
-    (engine,) = [c for c in pod_spec(body)["containers"] if c["name"] == "engine"]
+    (engine,) = engines_of(body)
     return engine
 
 
@@ -53,11 +63,13 @@ def test_a_model_is_valid_and_says_how_it_is_called(body: Any) -> None:
 
 @pytest.mark.parametrize("body", MODELS)
 def test_a_model_asks_for_its_devices(body: Any) -> None:
-    gpu, resources = body["spec"]["gpu"], engine_of(body)["resources"]
-    assert resources["requests"] == body["spec"]["resources"]["requests"]
-    devices = {key: value for key, value in resources.get("limits", {}).items() if "/" in key}
-    resource = gpu.get("resource", "nvidia.com/gpu")
-    assert devices == ({resource: str(gpu["count"])} if gpu["count"] else {})
+    gpu, engines = body["spec"]["gpu"], engines_of(body)
+    assert len(engines) == min(body["spec"].get("nodes", 1), 2)
+    for resources in (engine["resources"] for engine in engines):
+        assert resources["requests"] == body["spec"]["resources"]["requests"]
+        devices = {key: value for key, value in resources.get("limits", {}).items() if "/" in key}
+        resource = gpu.get("resource", "nvidia.com/gpu")
+        assert devices == ({resource: str(gpu["count"])} if gpu["count"] else {})
 
 
 def test_no_two_models_collide() -> None:
@@ -82,6 +94,8 @@ def test_every_common_case_is_there() -> None:
         "image",
         "huggingFace",
     }
+    assert any(spec.get("nodes", 1) > 1 for spec in specs)
+    assert any(spec.get("adapters") for spec in specs)
     assert {"AWQ", "GPTQ"} <= {part for spec in specs for part in spec["model"].split("-")}
 
 

@@ -2,7 +2,8 @@
 "restricted".
 
 Proves: the rights of each service account, cluster-wide and in namespaced mode, are these and no more;
-namespaced mode leaves nothing of cluster scope but the definition; no Secret but the master key can be read
+namespaced mode leaves nothing of cluster scope but the definition; two releases in one namespace have two
+leases, and each the right to its own; no Secret but the master key can be read
 unless asked for;
 pods pass "restricted", and the check of that finds each breach.
 """
@@ -14,6 +15,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import yaml
+
+import helm
 
 READ = ("get", "list", "watch")
 CHILD = (*READ, "create", "patch", "delete")
@@ -103,6 +107,26 @@ def test_rights_in_the_watched_namespaces_only(render: Any) -> None:
         for component, rights in (("operator", OPERATOR), ("gateway", GATEWAY))
     }
     assert set(bound(manifests, "vllm-fleet-gateway")) == {(n, "Role", "vllm-fleet-gateway") for n in "ab"}
+
+
+@pytest.mark.parametrize(
+    ("release", "config", "name"),
+    [
+        ("vllm-fleet", {}, "vllm-operator"),
+        ("prod", {}, "prod-vllm-fleet-operator"),
+        ("prod-vllm-fleet", {}, "prod-vllm-fleet-operator"),
+        ("prod", {"lease": {"durationSeconds": 30}}, "prod-vllm-fleet-operator"),
+        ("prod", {"lease": {"name": "mine"}}, "mine"),
+    ],
+)
+def test_each_release_has_a_lease_of_its_own(
+    render: Any, release: str, config: dict[str, Any], name: str
+) -> None:
+    manifests = render({"operator": {"config": config}}, helm.Release(name=release))
+    (file,) = [m["data"]["operator.yaml"] for m in manifests if "operator.yaml" in m.get("data", {})]
+    assert yaml.safe_load(file)["lease"] == config.get("lease", {}) | {"name": name}
+    (role,) = [m for m in manifests if m["metadata"]["name"].endswith("-operator-lease") and "rules" in m]
+    assert [name] in [rule.get("resourceNames") for rule in role["rules"] if rule["resources"] == ["leases"]]
 
 
 def test_without_engine_keys_no_right_on_secrets(render: Any, find: Any) -> None:

@@ -112,8 +112,12 @@ def rendered(model: VLLMModel, kind: str) -> Any:
 
 
 def engine_names(model: VLLMModel) -> list[str]:
-    """The names that the rendered engine answers to."""
-    arguments: list[str] = rendered(model, "Deployment")["spec"]["template"]["spec"]["containers"][0]["args"]
+    """The names that the rendered engine answers to; with several nodes the leader's."""
+    if model.spec.nodes > 1:
+        template = rendered(model, "LeaderWorkerSet")["spec"]["leaderWorkerTemplate"]["leaderTemplate"]
+    else:
+        template = rendered(model, "Deployment")["spec"]["template"]
+    arguments: list[str] = template["spec"]["containers"][0]["args"]
     after = arguments[arguments.index("--served-model-name") + 1 :]
     return after[: next(at for at, item in enumerate(after) if item.startswith("--"))]
 

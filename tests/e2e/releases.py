@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import re
-import shutil
+import sys
+import tarfile
 from pathlib import Path
 
 import cluster
 
 CHART = cluster.ROOT / "charts" / "vllm-fleet"
+
+# Where an upgrade starts while there is no release: the last commit before caches, several nodes, rollbacks,
+# and the rights and fields that these need. The pods of an unchanged model are the same in both.
+PREVIOUS = "983d6cc81cf6a7d27a9a2b32d6d7bd9e0ca569b8"
+PREVIOUS_TAG = "previous"
 HELM_WAIT = "5m"
 
 
@@ -36,23 +41,27 @@ def namespace(name: str) -> cluster.Manifest:
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
 
 
-def older_chart(folder: Path, column: str) -> Path:
-    """This chart with a lower version, and a definition that does not print `column` yet."""
-    chart = folder / CHART.name
-    shutil.copytree(CHART, chart)
-    edit(chart / "Chart.yaml", r"(?m)^version: .*", "version: 0.0.9")
-    edit(
-        chart / "templates" / "crds" / "vllmmodels.yaml",
-        rf"(?m)^( *)- name: {column}\n(\1  .*\n)+",
-        "",
+def previous_tree(folder: Path) -> Path:
+    """The repository as it was at PREVIOUS, written into the folder."""
+    archive = folder / "previous.tar"
+    done = cluster.run(
+        *("git", "-C", str(cluster.ROOT), "archive", f"--output={archive}", PREVIOUS), check=False
     )
-    return chart
+    assert done.returncode == 0, (
+        f"{PREVIOUS}, where the upgrade starts, is not in this clone: git fetch --unshallow\n{done.stderr}"
+    )
+    with tarfile.open(archive) as content:
+        content.extractall(folder / "previous", filter="data")
+    return folder / "previous"
 
 
-def edit(path: Path, pattern: str, replacement: str) -> None:
-    text, count = re.subn(pattern, replacement, path.read_text())
-    assert count == 1, f"{path}: {count} times {pattern}"
-    path.write_text(text)
+def install_previous(folder: Path) -> None:
+    """A first install of the previous chart, with images made of the same commit."""
+    tree = previous_tree(folder)
+    driver = cluster.ROOT / "k8s" / "local" / "driver"
+    cluster.run(sys.executable, str(driver), "older", str(tree), "--tag", PREVIOUS_TAG)
+    tags = ("--set", f"operator.image.tag={PREVIOUS_TAG}", "--set", f"gateway.image.tag={PREVIOUS_TAG}")
+    install(*tags, chart=tree / "charts" / CHART.name)
 
 
 def left_of(release: str) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,7 @@ class Stream:
     def __init__(self, port: int, body: dict[str, Any]) -> None:
         self.events: list[Any] = []
         self.failure: Exception | None = None
+        self.ended_at = float("inf")  # on the monotonic clock
         self._port, self._body = port, body
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
@@ -32,6 +34,7 @@ class Stream:
                 self.events.extend(json.loads(line[6:]) for line in lines)
         except Exception as error:  # noqa: BLE001 - the test's thread asserts on it
             self.failure = error
+        self.ended_at = time.monotonic()
 
     def wait_for_tokens(self, count: int) -> None:
         cluster.eventually(
@@ -50,10 +53,15 @@ class Stream:
 @contextmanager
 def gateway_pod() -> Iterator[tuple[str, int]]:
     """One gateway pod and a port-forward that stays with it, whatever the Service does."""
+    name = gateway_names()[0]
+    with cluster.port_forward(f"pod/{name}", 3000) as port:
+        yield name, port
+
+
+def gateway_names() -> list[str]:
+    """The gateway's pods that are not being deleted."""
     pods = cluster.items("pods", "app.kubernetes.io/component=gateway", cluster.SYSTEM_NAMESPACE)
-    alive = [pod["metadata"]["name"] for pod in pods if "deletionTimestamp" not in pod["metadata"]]
-    with cluster.port_forward(f"pod/{alive[0]}", 3000) as port:
-        yield alive[0], port
+    return [pod["metadata"]["name"] for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
 
 def gateways_ready() -> bool:

@@ -5,7 +5,7 @@ configuration made of the installed monitors reaches every gateway pod, every op
 after traffic of every kind (streams, failures, refusals, a queue, a cache, callers that leave) every panel
 shows something, every rule is evaluated and all that it reads is there, or no_data.yaml says why not; what
 we export is what the reference lists; vLLM's metrics that we use are what it exports; a renamed metric is
-noticed.
+noticed; the dashboards can be drawn from it (hack/pictures.py).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import releases
 import yaml
 from prometheus_server import Prometheus, running
 
+import pictures
 import promql
 from metrics_catalogue import exported
 from vllm_gateway.telemetry import Metrics as GatewayMetrics
@@ -217,6 +218,14 @@ def test_vllms_metrics_are_what_it_exports(watched: Prometheus) -> None:
     suffixes = {"histogram": "_bucket"}
     wanted = {name + suffixes.get(facts["kind"], "") for name, facts in VLLM.items()}
     assert sorted(wanted - watched.names()) == []
+
+
+def test_the_dashboards_are_drawn_from_it(watched: Prometheus, tmp_path: Path) -> None:
+    assert pictures.main([watched.url, "--minutes", "2", "--window", "10s", "--out", str(tmp_path)]) == 0
+    overview = (tmp_path / "overview.svg").read_text()
+    assert "default/smollm2" in overview
+    assert "This is not Grafana" in overview
+    assert {path.stem for path in tmp_path.iterdir()} == {Path(name).stem for name in promql.dashboards()}
 
 
 def test_a_renamed_metric_is_noticed(watched: Prometheus) -> None:

@@ -1,29 +1,33 @@
 """The life of a release, with a real helm on the real cluster.
 
-Proves: `helm test` streams a chat through the Service, says what to apply where there is no model, and leaves
-no pod; an upgrade from a chart with an older definition brings the new one, restarts no model pod and drops
-no stream, though every pod of ours is replaced; two releases in namespaced mode, the second without the
-definition, neither see nor reach each other's models, and one goes without a trace in the other; uninstalling
-leaves the definition and with it the models and their pods, which the next install takes up as they are.
+Proves: `helm test` streams a chat through the Service, says what to apply where there is no model, and
+leaves no pod; an upgrade from an older state of this repository, its chart with its images, brings the new
+definition and rights, restarts no model pod and drops no stream, though every pod of ours is replaced under
+them; two releases in namespaced mode, the second without the definition, neither see nor reach each other's
+models, and one goes without a trace in the other; uninstalling leaves the definition and with it the models
+and their pods, which the next install takes up as they are.
 
-The previous chart is this one with another version, configuration and definition: there is no release yet.
+The previous release is a pinned commit (releases.PREVIOUS): there is no release yet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cluster
 import httpx
 import pytest
 import releases
-from streams import LONG, Stream, gateway_pod, gateways_ready
+import yaml
+from streams import LONG, Stream, gateway_names
 
 CRD = "vllmmodels.vllm-fleet.dev"
 DEFINITION = f"customresourcedefinition.apiextensions.k8s.io/{CRD}"
 TENANT = "tenant"
-COLUMN = "GPUs"
+PRESENT_TAG = yaml.safe_load((releases.CHART / "Chart.yaml").read_text())["appVersion"]
+NEW_FIELD = "nodes"  # which the previous release does not know
 
 
 def engines(model: str) -> dict[str, int]:
@@ -34,11 +38,19 @@ def engines(model: str) -> dict[str, int]:
     }
 
 
-def columns() -> list[str]:
+def fields() -> set[str]:
+    """The fields of a model's spec in the installed definition."""
     definition = cluster.get("crd", CRD)
     assert definition
     (version,) = definition["spec"]["versions"]
-    return [column["name"] for column in version["additionalPrinterColumns"]]
+    return set(version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"])
+
+
+def images(component: str) -> set[str]:
+    """The tags that the component's pods run."""
+    pods = cluster.items("pods", f"app.kubernetes.io/component={component}", cluster.SYSTEM_NAMESPACE)
+    alive = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+    return {container["image"].rpartition(":")[2] for pod in alive for container in pod["spec"]["containers"]}
 
 
 def served_by(service: str, namespace: str) -> set[str]:
@@ -54,21 +66,66 @@ def test_helm_test_streams_a_chat(smollm2: str) -> None:
     assert not cluster.get("pod", "vllm-fleet-test", cluster.SYSTEM_NAMESPACE)
 
 
-def test_an_upgrade_restarts_no_model_and_drops_no_stream(smollm2: str, tmp_path: Path) -> None:
-    debug = ("--set", "gateway.config.logLevel=debug", "--set", "operator.config.logLevel=debug")
-    releases.install(*debug, chart=releases.older_chart(tmp_path, COLUMN))
-    assert COLUMN not in columns()
+@pytest.fixture
+def previous(smollm2: str, tmp_path: Path) -> Iterator[None]:
+    """The previous release instead of the present one, which comes back."""
+    releases.uninstall()
+    releases.install_previous(tmp_path)
+    cluster.wait_settled(smollm2, seconds=60)
+    yield
+    releases.install()
+
+
+def test_an_upgrade_restarts_no_model_and_drops_no_stream(smollm2: str, previous: None) -> None:
+    assert images("operator") == images("gateway") == {releases.PREVIOUS_TAG}
+    assert NEW_FIELD not in fields()
     before = engines(smollm2)
-    with gateway_pod() as (pod, port):
-        stream = Stream(port, {**LONG, "max_tokens": 700})
-        stream.wait_for_tokens(3)
+    with (
+        cluster.watching(f"/api/v1/namespaces/{cluster.SYSTEM_NAMESPACE}/pods") as watch,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        callers = [Caller(watch, pod, length) for pod in gateway_names() for length in (400, 1000)]
+        followed = [pool.submit(caller.call) for caller in callers]
         releases.install()
-        ending = cluster.get("pod", pod, cluster.SYSTEM_NAMESPACE)
-        assert not ending or "deletionTimestamp" in ending["metadata"], "the gateway was not replaced"
-        stream.assert_whole()
-    assert COLUMN in columns()
+        for done in followed:
+            done.result()
+        for pod in {caller.pod for caller in callers}:
+            last = max(caller.last_end for caller in callers if caller.pod == pod)
+            assert told_to_end(watch, pod).at < last, f"no stream was under way as {pod} was told to end"
+    assert images("operator") == images("gateway") == {PRESENT_TAG}
+    assert NEW_FIELD in fields()
     assert engines(smollm2) == before
-    cluster.eventually(gateways_ready, "all gateways ready", 60)
+    cluster.patch_spec(smollm2, {"gateway": {"weight": 50}})  # the new operator works, with its new rights
+    cluster.wait_settled(smollm2, seconds=60)
+    cluster.patch_spec(smollm2, {"gateway": None})
+    cluster.wait_settled(smollm2, seconds=60)
+    assert engines(smollm2) == before
+
+
+class Caller:
+    """Streams through one gateway pod, one answer after another, until the pod is told to end."""
+
+    def __init__(self, watch: cluster.Watch, pod: str, length: int) -> None:
+        self.pod, self._watch = pod, watch
+        self._body = {**LONG, "max_tokens": length}
+        self.last_end = 0.0
+
+    def call(self) -> None:
+        """Fails if an answer is not whole."""
+        with cluster.port_forward(f"pod/{self.pod}", 3000) as port:
+            while not any(tells_to_end(seen, self.pod) for seen in self._watch.seen):
+                stream = Stream(port, self._body)
+                stream.assert_whole()
+                self.last_end = stream.ended_at
+
+
+def tells_to_end(seen: cluster.Seen, pod: str) -> bool:
+    metadata = seen.body["metadata"]
+    return bool(metadata["name"] == pod and "deletionTimestamp" in metadata)
+
+
+def told_to_end(watch: cluster.Watch, pod: str) -> cluster.Seen:
+    return watch.first(lambda seen: tells_to_end(seen, pod), f"{pod} is told to end")
 
 
 @pytest.fixture

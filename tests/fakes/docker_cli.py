@@ -4,18 +4,15 @@
 
 `docker build` records what it was given, its secrets' text included, in `calls.json`; `docker save` writes an
 archive in docker's format whose configuration differs when the labels do. A file `fail-build` in the folder
-makes the next builds fail with its text.
+makes the next builds fail with its text. It is started so often that what one command alone needs is
+imported there.
 """
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import io
 import json
 import os
 import sys
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +40,8 @@ def image_file(state: Path, name: str) -> Path:
 
 
 def build(state: Path, arguments: list[str]) -> int:
+    import argparse
+
     parser = argparse.ArgumentParser()
     for option in ("--label", "--secret", "--build-arg"):
         parser.add_argument(option, action="append", default=[])
@@ -78,6 +77,10 @@ def image(state: Path, arguments: list[str]) -> int:
 
 
 def save(state: Path, arguments: list[str]) -> int:
+    import hashlib
+    import io
+    import tarfile
+
     _, target, name = arguments
     config = image_file(state, name).read_bytes()
     digest = hashlib.sha256(config).hexdigest()

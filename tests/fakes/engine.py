@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
+from own_port import OwnPort
+
 SSE = "text/event-stream; charset=utf-8"
 
 
@@ -96,7 +98,9 @@ Script = Callable[[Reply], Awaitable[None]]
 
 
 class FakeEngine:
-    """Serves `script` on a port of its own; `GET /v1/models` always lists `models` and `adapters`."""
+    """Serves `script` while entered, on `port` or one of its own; `GET /v1/models` always lists `models` and
+    `adapters`.
+    """
 
     def __init__(
         self, script: Script | None = None, *, models: Sequence[str] = ("m",), port: int = 0
@@ -104,7 +108,8 @@ class FakeEngine:
         self.script: Script = script or stream()
         self.models = list(models)
         self.adapters: dict[str, str] = {}
-        self.port = port
+        self._own = None if port else OwnPort()
+        self.port = port or (self._own.number if self._own else 0)
         self.seen: list[Seen] = []
         self.active = 0
         self.abandoned = 0
@@ -119,7 +124,6 @@ class FakeEngine:
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, backlog=2048)
-        self.port = self._server.sockets[0].getsockname()[1]
         return self
 
     async def __aexit__(

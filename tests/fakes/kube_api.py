@@ -31,6 +31,7 @@ import yaml
 from aiohttp import web
 from kube_select import partial_metadata, selected
 from kube_store import RESOURCES, VLLM_MODELS, Change, Json, Refused, Resource, Store
+from own_port import OwnPort
 
 __all__ = ["RESOURCES", "VLLM_MODELS", "Fault", "Json", "KubeApi", "Request", "Resource", "resource"]
 
@@ -89,7 +90,7 @@ class KubeApi:
         self._faults: list[Fault] = []
         self._watches: set[asyncio.Queue[Change | int]] = set()
         self._runner: web.AppRunner | None = None
-        self._port = 0
+        self._port = OwnPort()
         self.store.listeners.append(self._broadcast)
 
     # Life
@@ -103,17 +104,16 @@ class KubeApi:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://127.0.0.1:{self._port.number}"
 
     async def start_listening(self) -> None:
-        """Listens on a free port, or again on the one it had."""
+        """Listens, or does so again on the port it had."""
         app = web.Application(client_max_size=8 * 2**20)
         app.router.add_route("*", "/{path:.*}", self._serve)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True)
+        site = web.TCPSite(self._runner, "127.0.0.1", self._port.number, reuse_address=True)
         await site.start()
-        self._port = self._runner.addresses[0][1]
 
     async def stop_listening(self) -> None:
         self.end_watches()

@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from own_port import OwnPort
+
 
 def executable() -> str:
     """Raises AssertionError where there is none: the tests that need it are never skipped."""
@@ -33,8 +35,8 @@ class Valkey:
     def __init__(self, *arguments: str) -> None:
         self._arguments = arguments
         self._process: subprocess.Popen[bytes] | None = None
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port: int = probe.getsockname()[1]
+        self._own = OwnPort()
+        self.port = self._own.number
 
     @property
     def url(self) -> str:

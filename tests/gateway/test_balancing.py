@@ -41,7 +41,7 @@ FAILURES = {
 
 
 def options(**more: Any) -> dict[str, Any]:
-    return {"refreshInterval": "1h", "timeouts": SHORT, "ejection": {"failures": 2}, **more}
+    return {"refreshInterval": "1h", "ejection": {"failures": 2}, **more}
 
 
 class Clock:
@@ -74,7 +74,7 @@ async def test_an_engine_that_keeps_failing_is_left_alone_and_then_tried(gateway
     async with (
         FakeEngine(FAILURES[reason]) as ill,
         FakeEngine() as well,
-        gateway(ill, well, options=options()) as running,
+        gateway(ill, well, options=options(timeouts=SHORT)) as running,
     ):
         clock = by_hand(running)
         await until_async(lambda: stream(running), lambda: ejected(running) == 1)
@@ -107,27 +107,29 @@ async def test_one_request_is_the_trial(gateway: Any) -> None:
         await reply.chunk(b"".join(chat_events([], with_usage=True)[1:]))
         await reply.end()
 
-    async with FakeEngine(FAILURES["status_500"]) as ill, FakeEngine() as well:
-        settings = options(timeouts={})
-        async with gateway(ill, well, options=settings) as running:
-            clock = by_hand(running)
-            await until_async(lambda: stream(running), lambda: ejected(running) == 1)
-            clock.now += 10.5
-            ill.script, seen = held, len(ill.seen)
-            trials: list[asyncio.Task[None]] = []
+    async with (
+        FakeEngine(FAILURES["status_500"]) as ill,
+        FakeEngine() as well,
+        gateway(ill, well, options=options()) as running,
+    ):
+        clock = by_hand(running)
+        await until_async(lambda: stream(running), lambda: ejected(running) == 1)
+        clock.now += 10.5
+        ill.script, seen = held, len(ill.seen)
+        trials: list[asyncio.Task[None]] = []
 
-            async def another() -> None:
-                trials.append(asyncio.create_task(stream(running)))
-                await asyncio.sleep(0.01)
+        async def another() -> None:
+            trials.append(asyncio.create_task(stream(running)))
+            await asyncio.sleep(0.01)
 
-            await until_async(another, lambda: len(ill.seen) > seen)
-            trials += [asyncio.create_task(stream(running)) for _ in range(10)]
-            await until(lambda: running.in_flight == 1)
-            assert len(ill.seen) == seen + 1
-            gate.set()
-            await asyncio.gather(*trials)
-            assert ejected(running) == 0
-            await running.settled()
+        await until_async(another, lambda: len(ill.seen) > seen)
+        trials += [asyncio.create_task(stream(running)) for _ in range(10)]
+        await until(lambda: running.in_flight == 1)
+        assert len(ill.seen) == seen + 1
+        gate.set()
+        await asyncio.gather(*trials)
+        assert ejected(running) == 0
+        await running.settled()
 
 
 @pytest.mark.parametrize("status", [400, 404, 422, 503])

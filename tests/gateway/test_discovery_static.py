@@ -30,9 +30,8 @@ async def until_status(port: int, status: int) -> None:
 
 
 async def test_a_backend_that_is_not_up_yet_is_said_and_then_served(gateway: Any) -> None:
-    async with FakeEngine() as probe:
-        port = probe.port
-    engine = FakeEngine(port=port)
+    engine = FakeEngine()
+    port = engine.port
     async with gateway(engine, options=QUICK) as running:
         answer = await ask(running.port, "/v1/chat/completions", CHAT)
         assert (answer.status, answer.json()["error"]["code"]) == (503, "model_not_ready")

@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,15 +19,9 @@ from pathlib import Path
 import engine as fake
 from engine import DONE, ROLE, FakeEngine, token
 from http_caller import Caller, ask, get
+from own_port import OwnPort
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Process:
@@ -46,7 +39,8 @@ class Process:
 
 @contextlib.asynccontextmanager
 async def running_process(tmp_path: Path, engine: FakeEngine, **settings: str) -> AsyncIterator[Process]:
-    port, management = free_port(), free_port()
+    ports = OwnPort(), OwnPort()
+    port, management = (own.number for own in ports)
     config = tmp_path / "gateway.yaml"
     config.write_text(
         json.dumps({"host": "127.0.0.1", "port": port, "managementPort": management} | settings)

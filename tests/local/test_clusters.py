@@ -136,6 +136,11 @@ def test_a_bad_gpu_count_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) 
         clusters.gpu_count()
 
 
+def test_a_folder_that_is_no_older_tree_is_refused(state: Path) -> None:
+    with pytest.raises(DriverError, match="no tree of this repository"):
+        clusters.load_older(state, "previous")
+
+
 def test_an_existing_cluster_is_never_changed(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLUSTER", "existing")
     with pytest.raises(DriverError, match="changes no node"):

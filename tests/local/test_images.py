@@ -4,6 +4,7 @@ Proved here, with a scripted `docker` program and a runtime that reads real arch
 - an image is built when one of its inputs changes, and at no other change;
 - nothing in a Dockerfile can be copied that is no input, or left out of the build context that is one;
 - what the cluster holds is loaded again only if its content is another, however it came there;
+- an older tree's images stand beside the present ones, under their own tag;
 - a failed build or load says why, leaves no archive behind, and the next run goes on from there;
 - the machine's CA bundle and package index reach the build as secrets, never as build arguments;
 - each image runs as a number that is not root, with its program as process 1.
@@ -245,6 +246,21 @@ def test_a_failed_load_leaves_no_archive_and_is_tried_again_without_a_build(dock
     images.ensure_loaded(runtime)
     assert runtime.loaded == NAMES
     assert built(docker) == NAMES
+
+
+def test_an_older_tree_is_loaded_beside_the_present_one(docker: Path, clone: Path, tmp_path: Path) -> None:
+    runtime = Runtime()
+    images.ensure_loaded(runtime)
+    tree = tmp_path / "older"
+    shutil.copytree(clone, tree)
+    edit(tree / GATEWAY_CODE)
+    for _ in range(2):
+        images.ensure_loaded(runtime, images.older(tree, "previous"))
+        images.ensure_loaded(runtime)
+    older = ["vllm-fleet/operator:previous", "vllm-fleet/gateway:previous"]
+    assert runtime.loaded == [*NAMES, *older]
+    assert built(docker) == [*NAMES, *older]
+    assert runtime.held[f"docker.io/{GATEWAY}"] != runtime.held["docker.io/vllm-fleet/gateway:previous"]
 
 
 def test_a_damaged_record_costs_one_more_load(docker: Path) -> None:

@@ -14,7 +14,6 @@ import asyncio
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,6 +21,7 @@ from fake_clock import eventually
 from kube_api import Json, KubeApi, resource
 from kubernetes.aio.client import ApiClient, Configuration
 from operator_rig import Rig
+from own_port import OwnPort
 from vllm_models import model_body
 
 from vllm_operator import kinds, names
@@ -95,24 +95,17 @@ def test_auto_is_in_place_and_an_explicit_strategy_is_kept() -> None:
     assert surge["rollingUpdateConfiguration"] == {"maxSurge": 1, "maxUnavailable": 0}
 
 
-@pytest.fixture
-def listener() -> Iterator[socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as made:
-        yield made
-
-
-def test_a_worker_that_is_told_to_end_waits_for_its_leaders_port_to_close(
-    group: Json, listener: socket.socket
-) -> None:
+def test_a_worker_that_is_told_to_end_waits_for_its_leaders_port_to_close(group: Json) -> None:
+    port = OwnPort()
     *python, code = engine(group["workerTemplate"])["lifecycle"]["preStop"]["exec"]["command"]
     assert python == ["python3", "-c"]
-    here = code.replace("8000", str(listener.getsockname()[1]))
+    here = code.replace("8000", str(port.number))
     env = {"LWS_LEADER_ADDRESS": "127.0.0.1"}
-    waiting = subprocess.Popen([sys.executable, "-c", here], env=env)
-    for _ in range(2):
-        listener.accept()[0].close()
-        assert waiting.poll() is None
-    listener.close()
+    with socket.create_server(("127.0.0.1", port.number)) as listener:
+        waiting = subprocess.Popen([sys.executable, "-c", here], env=env)
+        for _ in range(2):
+            listener.accept()[0].close()
+            assert waiting.poll() is None
     assert waiting.wait(20) == 0
 
 

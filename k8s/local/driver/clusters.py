@@ -92,6 +92,15 @@ def load_images(name: str) -> None:
         restart(images.ensure_loaded(provider(name)))
 
 
+def load_older(tree: Path, tag: str) -> None:
+    """Builds the operator's and the gateway's image from another tree, and loads them under `tag`."""
+    import images
+
+    if not (tree / "Dockerfile.gateway").is_file():
+        raise DriverError(f"{tree} is no tree of this repository: it has no Dockerfile.gateway")
+    images.ensure_loaded(provider(choose()), images.older(tree.resolve(), tag))
+
+
 def restart(components: list[str]) -> None:
     """Lets running pods of a component take its new image, whose name is the one they have already."""
     for component in components:

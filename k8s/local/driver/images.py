@@ -10,7 +10,7 @@ import argparse
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -34,11 +34,20 @@ class Image:
     inputs: tuple[str, ...]
     keep_layers: bool = True
     expect: str = ""
+    source: Path | None = None  # instead of this repository's root, such as an older state of it
 
     @property
     def short(self) -> str:
         """`gateway` of `vllm-fleet/gateway:0.1.0`."""
         return self.name.partition(":")[0].rpartition("/")[2]
+
+    @property
+    def root(self) -> Path:
+        return self.source or ROOT
+
+    def older(self, source: Path, tag: str) -> Image:
+        """This image as another tree makes it, under another tag."""
+        return replace(self, name=f"{self.name.partition(':')[0]}:{tag}", source=source)
 
     def files(self, root: Path) -> Iterator[Path]:
         """Every file that is an input, in a fixed order."""
@@ -79,6 +88,11 @@ IMAGES = {
 }
 
 
+def older(tree: Path, tag: str) -> list[Image]:
+    """Our own two images as another tree of this repository makes them, under another tag."""
+    return [IMAGES[name].older(tree, tag) for name in ("operator", "gateway")]
+
+
 class Runtime(Protocol):
     """The container runtime of a cluster's nodes."""
 
@@ -103,7 +117,7 @@ def build(names: Sequence[str] = tuple(IMAGES)) -> None:
 
 
 def build_one(builder: engines.Engine, image: Image) -> None:
-    content = image.content(ROOT, builder.base)
+    content = image.content(image.root, builder.base)
     if builder.label(image.name, LABEL) == content:
         say(f"  ✓ image {image.name} is up to date")
         return
@@ -114,25 +128,29 @@ def build_one(builder: engines.Engine, image: Image) -> None:
         labels = {LABEL: content}
         builder.build(
             engines.Build(
-                image.name, ROOT / image.dockerfile, ROOT / image.context, labels, image.keep_layers
+                image.name,
+                image.root / image.dockerfile,
+                image.root / image.context,
+                labels,
+                image.keep_layers,
             ),
             log,
         )
 
 
-def ensure_loaded(runtime: Runtime) -> list[str]:
+def ensure_loaded(runtime: Runtime, wanted: Sequence[Image] = tuple(IMAGES.values())) -> list[str]:
     """Builds what is stale, and loads into the cluster what it lacks or has in another content version.
 
     Returns the short names of the images that it loaded.
     """
     with lock(folder() / "lock", "another build of images"):
         builder = engine()
-        return [image.short for image in IMAGES.values() if ensure_one(builder, image, runtime)]
+        return [image.short for image in wanted if ensure_one(builder, image, runtime)]
 
 
 def ensure_one(builder: engines.Engine, image: Image, runtime: Runtime) -> bool:
     """Whether it had to be loaded."""
-    content = image.content(ROOT, builder.base)
+    content = image.content(image.root, builder.base)
     reference = f"{REGISTRY}/{image.name}"
     if known_content(runtime.image_digest(reference)) == content:
         say(f"  ✓ image {image.name} is in the cluster")

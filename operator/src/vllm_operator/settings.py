@@ -33,7 +33,8 @@ class LeaseSettings(Section):
     """Leader election. The defaults are those of Kubernetes' own controllers."""
 
     name: Annotated[str, Field(min_length=1, max_length=63)] = Field(
-        LEASE_NAME, description="Name of the Lease, in the operator's own namespace."
+        LEASE_NAME,
+        description="Name of the Lease, in the operator's own namespace. The chart has one for each release.",
     )
     duration_seconds: Annotated[int, Field(ge=2, le=600)] = Field(
         15, description="How long a leader that no longer renews is waited for."
@@ -81,7 +82,7 @@ class Peer(Section):
 
 
 class NetworkPolicySettings(Section):
-    """One NetworkPolicy per model. An engine checks no keys: who reaches it, uses it."""
+    """One NetworkPolicy per model: an engine's key does not close /health, /metrics and /tokenize."""
 
     allow_from: Annotated[tuple[Peer, ...], Field(max_length=16)] = Field(
         (),
