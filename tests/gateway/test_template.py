@@ -102,6 +102,9 @@ class Recorder:
             self.write(block)
         self.finished = True
 
+    def direct(self) -> Callable[[bytes], None] | None:
+        return self.forward if self.forwards else None
+
     def flush(self) -> None: ...
     def abort(self) -> None:
         self.gone = True

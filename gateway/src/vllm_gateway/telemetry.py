@@ -13,6 +13,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
+from math import inf
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -38,22 +39,28 @@ class Gaps:
     relaying an event costs. Only the request loop writes; the scrape reads.
     """
 
-    __slots__ = ("_counts", "total")
+    __slots__ = ("counts", "total")
 
     def __init__(self) -> None:
-        self._counts = [0] * (len(_GAP_BOUNDS) + 1)
+        self.counts = [0] * (len(_GAP_BOUNDS) + 1)
         self.total = 0.0
 
     def observe(self, seconds: float, events: int = 1) -> None:
         """One gap; further events that came in the same read followed it without any."""
-        self._counts[bisect_left(_GAP_BOUNDS, seconds)] += 1
+        self.counts[bisect_left(_GAP_BOUNDS, seconds)] += 1
         self.total += seconds
         if events > 1:
-            self._counts[0] += events - 1
+            self.counts[0] += events - 1
 
     def buckets(self) -> list[tuple[str, float]]:
         bounds = [*map(str, map(float, _GAP_BOUNDS)), "+Inf"]
-        return list(zip(bounds, map(float, accumulate(self._counts)), strict=True))
+        return list(zip(bounds, map(float, accumulate(self.counts)), strict=True))
+
+
+def bucket_of(seconds: float) -> tuple[int, float, float]:
+    """The index of a gap's bucket, and its bounds: above the first, at most the second."""
+    index = bisect_left(_GAP_BOUNDS, seconds)
+    return index, _GAP_BOUNDS[index - 1] if index else -inf, (*_GAP_BOUNDS, inf)[index]
 
 
 class Readings(Collector):

@@ -50,6 +50,10 @@ class Channel(Protocol):
         """Whole chunks in HTTP's own framing, as an engine sent them; only where `forwards`."""
         ...
 
+    def direct(self) -> Callable[[bytes], None] | None:
+        """`forward` without its looks, once the head has gone out; None where there is no such way."""
+        ...
+
     def finish(self, block: bytes = b"") -> None:
         """The body's last block and its end."""
         ...
@@ -130,6 +134,10 @@ class RawChannel:
         if self._head:
             chunks, self._head = self._head + chunks, b""
         self._transport.write(chunks)
+
+    def direct(self) -> Callable[[bytes], None] | None:
+        # A transport that was lost ignores what is written to it; its owner is cancelled in the next turn.
+        return self._transport.write if self.forwards and not self._head else None
 
     def flush(self) -> None:
         if self._head:
@@ -233,6 +241,9 @@ class AsgiChannel:
 
     def forward(self, chunks: bytes) -> None:
         raise NotImplementedError("ASGI servers frame by themselves")
+
+    def direct(self) -> None:
+        """There is none."""
 
     def flush(self) -> None:
         """What was put is sent by the owner's task."""

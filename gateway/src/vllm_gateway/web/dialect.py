@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,6 +45,18 @@ def _count(value: object, default: int) -> int:
     return value if isinstance(value, int) and value >= 0 else default
 
 
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a dialect makes of one ordinary token event: `head`, the text as the engine wrote it, `foot`.
+
+    `fits` says of a text (the inside of a JSON string) whether that is all there is to do.
+    """
+
+    head: bytes
+    foot: bytes
+    fits: Callable[[bytes], object]
+
+
 class Shortcut:
     """A stream dialect that has no need to see ordinary token events: those that differ in their text only.
 
@@ -56,6 +68,10 @@ class Shortcut:
 
     def rewrite(self, key: str, texts: Sequence[bytes]) -> bytes:
         raise NotImplementedError(key, texts)
+
+    def shape(self, key: str) -> Shape | None:  # noqa: ARG002 - of those that are not verbatim
+        """The same for one text, where it is that simple."""
+        return None
 
 
 class StreamDialect(Protocol):
