@@ -140,7 +140,7 @@ async def test_an_engines_words_are_no_refusals(gateway: Any) -> None:
 def test_gaps_are_a_histogram() -> None:
     gaps = Gaps()
     for seconds, events in ((0.0005, 1), (0.02, 3), (100.0, 1)):
-        gaps.observe(seconds, events)
+        gaps.after(seconds, events)
     buckets = dict(gaps.buckets())
     assert buckets["0.001"] == 3  # one gap, and two events that came along with another
     assert (buckets["0.025"], buckets["60.0"], buckets["+Inf"]) == (4, 4, 5)

@@ -49,6 +49,28 @@ class _Memory(MemoryStorage):
             self._MemoryStorage__expire_events()  # type: ignore[attr-defined]
 
 
+# Its errors need no translation, which limits wraps around each of these calls, twice for a subclass.
+for _name in ("incr", "get"):
+    setattr(_Memory, _name, getattr(MemoryStorage, _name).__wrapped__)
+
+
+class _PerMinute(RateLimitItemPerMinute):
+    """Keeps the keys that it has built: there is one for each API key."""
+
+    __slots__ = ("_keys",)
+
+    def __init__(self, amount: int, kind: str) -> None:
+        super().__init__(amount, namespace=kind)
+        self._keys: dict[str, str] = {}
+
+    def key_for(self, *identifiers: bytes | str | float) -> str:
+        name = str(identifiers[0])
+        key = self._keys.get(name)
+        if key is None:
+            key = self._keys[name] = super().key_for(*identifiers)
+        return key
+
+
 class _Window:
     """One kind of limit, counted in the shared store, or here while that is away.
 
@@ -180,7 +202,7 @@ class Rates:
     def _item(self, kind: str, amount: int) -> RateLimitItem:
         item = self._items.get((kind, amount))
         if item is None:
-            item = self._items[kind, amount] = RateLimitItemPerMinute(amount, namespace=kind)
+            item = self._items[kind, amount] = _PerMinute(amount, kind)
         return item
 
 

@@ -51,7 +51,7 @@ class RetryBudget:
         return True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: each request builds one, and freezing costs a call a field
 class Call:
     """What is sent: a POST of `body` to `path`. `body_for` splices the engine's name of the model."""
 

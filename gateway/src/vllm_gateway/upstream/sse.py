@@ -61,8 +61,11 @@ def last_event_end(data: bytes) -> int:
 
 def split(block: bytes) -> list[bytes]:
     """The events of a block of whole events, each with its empty line, in order and without loss."""
-    events: list[bytes] = []
-    start = 0
+    if b"\r" not in block:  # as vLLM writes it
+        *events, rest = block.split(b"\n\n")
+        whole = [event + b"\n\n" for event in events]
+        return [*whole, rest] if rest else whole
+    events, start = [], 0
     for end in _EVENT_END.finditer(block):
         events.append(block[start : end.end()])
         start = end.end()

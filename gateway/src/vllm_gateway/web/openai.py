@@ -36,7 +36,7 @@ class Reading:
     stored: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: each request builds one, and freezing costs a call a field
 class Request:
     """A body that has been understood. `strip_usage`: the usage event was asked for by the gateway alone."""
 
@@ -254,7 +254,7 @@ def json_object(data: bytes | None) -> dict[str, object] | None:
     if data is None:
         return None
     try:
-        document = json.loads(data)
+        document = envelope.json_value(data)
     except (ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None

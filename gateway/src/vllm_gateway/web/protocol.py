@@ -10,17 +10,23 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import logging
 import re
 import socket
+from collections import deque
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
+import httptools
+from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
 from vllm_gateway.errors import GatewayError, openai_body
 from vllm_gateway.settings import RequestLimits
 
+_LOG = logging.getLogger("uvicorn.error")
 _LINGER_SECONDS = 1.0
 _UPGRADE = re.compile(rb"\r\nupgrade(\s*:)", re.IGNORECASE)
 EXTENSION = "vllm_gateway.connection"
@@ -34,7 +40,7 @@ class Listener(Protocol):
     def connection_lost(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: each request builds one, and freezing costs a call a field
 class Raw:
     """What the scope's extension holds: this request's connection and its own cycle.
 
@@ -49,8 +55,31 @@ class Raw:
 class GatewayProtocol(HttpToolsProtocol):
     """One connection of a caller."""
 
-    def __init__(self, limits: RequestLimits, write_stall: float, **uvicorn: Any) -> None:
-        super().__init__(**uvicorn)
+    def __init__(  # not uvicorn's: it looks up loggers, with a lock, for each connection
+        self,
+        limits: RequestLimits,
+        write_stall: float,
+        *,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self.config, self.app, self.app_state = config, config.loaded_app, app_state
+        self.loop = _loop or asyncio.get_running_loop()
+        self.logger, self.access_logger, self.access_log = _LOG, _LOG, False
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.ws_protocol_class, self.root_path = None, config.root_path
+        self.asgi_version, self.limit_concurrency = config.asgi_version, config.limit_concurrency
+        self.timeout_keep_alive_task = None
+        self.timeout_keep_alive = config.timeout_keep_alive
+        self.server_state = server_state
+        self.connections, self.tasks = server_state.connections, server_state.tasks
+        self.server = self.client = None
+        self.pipeline = deque()
+        self.expect_100_continue = False
+        self.cycle = None  # type: ignore[assignment]
         self._limits = limits
         self._write_stall = write_stall
         self._in_head = False
@@ -123,7 +152,7 @@ class GatewayProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._cancel_head_timer()
-        size = sum(len(name) + len(value) for name, value in self.headers)
+        size = sum([len(name) + len(value) for name, value in self.headers])
         if size > self._limits.header_bytes or len(self.headers) > self._limits.header_count:
             self._refusal = _head_too_large(self._limits)
             raise _Refused

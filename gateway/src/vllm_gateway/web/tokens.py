@@ -149,7 +149,7 @@ class Tokens:
 
     def count(self, events: int) -> None:
         now = self._now()
-        self._gaps.observe(now - self.last, events)
+        self._gaps.after(now - self.last, events)
         self._account.token_events += events
         self.last = now
 
