@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Generator, Mapping
@@ -32,7 +33,7 @@ from vllm_gateway.routing.health import Ejection, Health
 from vllm_gateway.routing.load import Load
 from vllm_gateway.routing.pick import strategies
 from vllm_gateway.settings import Settings
-from vllm_gateway.telemetry import Metrics
+from vllm_gateway.telemetry import AccessLog, Metrics
 from vllm_gateway.tls import certificate_of
 from vllm_gateway.tracing import make_tracing
 from vllm_gateway.upstream.attempt import Engines
@@ -73,6 +74,7 @@ class Gateway:
             self.queues,
             make_store(settings.response_cache, self.shared),
             self.metrics,
+            AccessLog(sys.stdout, level=settings.log_level, as_json=settings.log_format == "json"),
             Lifecycle(),
             make_tracing(settings.tracing),
         )

@@ -15,7 +15,6 @@ from collections import Counter
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from cachetools import LRUCache
 from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.aio.storage import RedisStorage, Storage
 from limits.aio.strategies import FixedWindowRateLimiter, RateLimiter, SlidingWindowCounterRateLimiter
@@ -158,7 +157,7 @@ class Rates:
         storage = shared_storage(shared.pool) if shared.pool is not None else None
         self._requests = _Window(LocalSlidingWindow, SlidingWindowCounterRateLimiter, storage, shared)
         self._tokens = _Window(LocalFixedWindow, FixedWindowRateLimiter, storage, shared)
-        self._items: LRUCache[tuple[str, int], RateLimitItem] = LRUCache(_ITEMS)
+        self._items: dict[tuple[str, int], RateLimitItem] = {}
         self._active: Counter[str] = Counter()
         self._charges: set[asyncio.Task[bool]] = set()
 
@@ -202,6 +201,8 @@ class Rates:
     def _item(self, kind: str, amount: int) -> RateLimitItem:
         item = self._items.get((kind, amount))
         if item is None:
+            if len(self._items) >= _ITEMS:  # so many limits have been in the file of keys, one after another
+                self._items.clear()
             item = self._items[kind, amount] = _PerMinute(amount, kind)
         return item
 

@@ -136,10 +136,12 @@ def _name_of(key: str) -> str:
     return "reasoning" if key.startswith("reasoning") else "token"
 
 
-_SHAPES = {
-    name: Shape(b'data: {"%b": "' % name.encode(), b'"}\n\n', _PLAIN.fullmatch)
-    for name in ("reasoning", "token")
-}
+def _shape(name: str) -> Shape:
+    head, foot = b'data: {"%b": "' % name.encode(), b'"}\n\n'
+    return Shape(head, foot, _PLAIN.fullmatch, len(head) + len(foot))
+
+
+_SHAPES = {name: _shape(name) for name in ("reasoning", "token")}
 
 
 def _retold(key: str, text: bytes) -> bytes:

@@ -55,6 +55,7 @@ class Shape:
     head: bytes
     foot: bytes
     fits: Callable[[bytes], object]
+    around: int  # the length of head and foot
 
 
 class Shortcut:

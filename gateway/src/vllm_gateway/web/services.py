@@ -11,7 +11,7 @@ from vllm_gateway.policy.cache import Store
 from vllm_gateway.policy.queue import Queues
 from vllm_gateway.routing.table import Table
 from vllm_gateway.settings import Settings
-from vllm_gateway.telemetry import Metrics
+from vllm_gateway.telemetry import AccessLog, Metrics
 from vllm_gateway.tracing import Tracing
 from vllm_gateway.upstream.attempt import Engines
 
@@ -38,5 +38,6 @@ class Services:
     queues: Queues
     answers: Store
     metrics: Metrics
+    access_log: AccessLog
     lifecycle: Lifecycle
     tracing: Tracing | None = None

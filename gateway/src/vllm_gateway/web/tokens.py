@@ -1,35 +1,25 @@
 """A stream's token events: counted, timed, and the usual read passed on in as few steps as may be.
 
 `Tokens.tap` runs for every event of every stream, and what it does is most of what this gateway adds to a
-splice of two sockets. So it keeps to one frame, looks at each fact with one call into C, and searches the
-bucket of a gap only where that is not the one of the gap before (`make bench`: the slope).
+splice of two sockets. So it keeps to one frame, and looks at each fact with one call into C (`make bench`:
+the slope).
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 
-from vllm_gateway.telemetry import Gaps, bucket_of
+from vllm_gateway.telemetry import GAP_BOUNDS, Gaps
 from vllm_gateway.upstream.sse import Events, last_event
 from vllm_gateway.upstream.template import Template, learn
 from vllm_gateway.web.channel import Channel
 from vllm_gateway.web.dialect import Account, Shape, Shortcut, StreamDialect
 
 _LESSONS = 8
-_MAX_READ = 4096
 _LAST_SHORT_LINE = 4 + 0xFF + 2  # the longest chunk whose size has two digits, with its framing
-_BACKSLASH = ord("\\")
+_FRAMES = 24  # tokens of a stream have few lengths, and each takes 300 bytes
 _NONE = Shortcut()
-
-
-def _size_line(read: int) -> bytes:
-    """How a read begins that is one whole chunk; nothing begins so where no chunk has this size."""
-    size = read - (6 if read <= _LAST_SHORT_LINE else 7)
-    line = b"%x\r\n" % size if size >= 0x10 else b"\0"
-    return line if len(line) + size + 2 == read else b"\0"
-
-
-_SIZE_LINES = tuple(map(_size_line, range(_MAX_READ + 1)))
 
 
 class Tokens:
@@ -37,18 +27,13 @@ class Tokens:
 
     __slots__ = (
         "_account",
-        "_after",
-        "_before",
-        "_bucket",
         "_channel",
         "_direct",
         "_events",
+        "_frames",
         "_gaps",
-        "_high",
         "_lessons",
-        "_low",
         "_now",
-        "_prefix",
         "_shape",
         "_shortcut",
         "_suffix",
@@ -76,9 +61,8 @@ class Tokens:
         self._template: Template | None = None
         self._direct: Callable[[bytes], None] | None = None
         self._shape: Shape | None = None
-        self._prefix = self._suffix = b""
-        self._before = self._after = 0
-        self._bucket, self._low, self._high = bucket_of(0.0)
+        self._suffix = b""
+        self._frames: dict[int, tuple[bytes, int, int]] = {}
 
     def tap(self, data: bytes) -> int:
         """Ordinary token events, from one connection to the other: how many bytes of a read it has taken.
@@ -86,22 +70,13 @@ class Tokens:
         A read that is one chunk with one event is looked at here; all others go through `Template.scan`,
         which knows the same template.
         """
-        direct = self._direct
-        if direct is None or not self._events.between:
+        direct, size = self._direct, len(data)
+        frame = self._frames.get(size)
+        if direct is None or frame is None or not self._events.between:
             return self._scan(data)
-        size = len(data)
-        begin = 4 if size <= _LAST_SHORT_LINE else 5
-        start = begin + self._before
-        tail = size - self._after
-        if (
-            size > _MAX_READ
-            or not data.startswith(self._prefix, begin)
-            or not data.startswith(_SIZE_LINES[size])
-            or data.find(b'"', start) != tail
-            or data.find(b"\n", start) != size - 4
-            or data[tail - 1] == _BACKSLASH
-            or not data.endswith(self._suffix)
-        ):
+        head, start, tail = frame
+        # The first quote after the text's begin is the one that ends it: nothing but a text is in between.
+        if not (data.startswith(head) and data.endswith(self._suffix)) or data.find(b'"', start) != tail:
             return self._scan(data)
         shape = self._shape
         if shape is None:
@@ -110,14 +85,11 @@ class Tokens:
             text = data[start:tail]
             if not shape.fits(text):
                 return self._scan(data)
-            head, foot = shape.head, shape.foot
-            direct(b"%x\r\n%b%b%b\r\n" % (len(head) + len(text) + len(foot), head, text, foot))
-        now = self._now()
+            direct(b"%x\r\n%b%b%b\r\n" % (shape.around + len(text), shape.head, text, shape.foot))
+        now, gaps = self._now(), self._gaps
         gap = now - self.last
-        if not self._low < gap <= self._high:
-            self._bucket, self._low, self._high = bucket_of(gap)
-        self._gaps.counts[self._bucket] += 1
-        self._gaps.total += gap
+        gaps.counts[bisect_left(GAP_BOUNDS, gap)] += 1
+        gaps.total += gap
         self._account.token_events += 1
         self.last = now
         return size
@@ -134,7 +106,16 @@ class Tokens:
         elif sent := self._shortcut.rewrite(template.key, texts):
             self._channel.write(sent)
         self.count(len(texts))
+        if len(texts) == 1 and taken == len(data):
+            self._remember(template, taken)
         return taken
+
+    def _remember(self, template: Template, size: int) -> None:
+        """How a read of this size begins, and where its text begins and ends."""
+        if self._direct is not None and len(self._frames) < _FRAMES:
+            payload = size - (6 if size <= _LAST_SHORT_LINE else 7)
+            head = b"%x\r\n%b" % (payload, template.prefix)
+            self._frames[size] = (head, len(head), size - len(self._suffix))
 
     def first(self, block: bytes) -> None:
         """The first token has come: there is no gap before it."""
@@ -167,7 +148,7 @@ class Tokens:
         if template is None:
             return
         self._template = template
-        self._prefix, self._suffix = template.prefix, template.suffix + b"\r\n"
-        self._before, self._after = len(template.prefix), len(self._suffix)
+        self._suffix = template.suffix + b"\r\n"
+        self._frames.clear()
         self._shape = shortcut.shape(template.key)
         self._direct = channel.direct() if shortcut.verbatim or self._shape is not None else None
