@@ -163,7 +163,9 @@ class QueueSettings(_Section):
     max_in_flight: int = Field(default=1024, ge=1)
     """Requests at one endpoint, for each gateway process. vLLM has a queue of its own behind this one."""
     max_queue: int = Field(default=1024, ge=0)
-    """Requests that wait for one model, for each gateway process; one more gets a 429."""
+    """Requests that wait for one model, for each gateway process; one more gets a 429, or a 503 while the
+    model has no endpoint yet.
+    """
     queue_timeout: Duration = "1m"  # type: ignore[assignment]
     """How long a request waits while the model serves or is about to; then it gets a 503."""
     cold_start_timeout: Duration = "0s"  # type: ignore[assignment]
