@@ -128,7 +128,7 @@ class Timeouts(_Section):
     unary: PositiveDuration = "10m"  # type: ignore[assignment]
     """A whole answer that is not a stream; the OpenAI clients give up after ten minutes too."""
     write_stall: PositiveDuration = "60s"  # type: ignore[assignment]
-    """How long a caller may leave what was sent to it unread."""
+    """How long a caller may read nothing, or less than 16 KiB, of what waits for it."""
     keep_alive: PositiveDuration = "75s"  # type: ignore[assignment]
     """How long a caller's idle connection is kept; above the 60 s of common load balancers."""
     upstream_keep_alive: PositiveDuration = "30s"  # type: ignore[assignment]

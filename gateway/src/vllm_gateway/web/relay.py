@@ -23,6 +23,7 @@ from vllm_gateway.web.exchange import Exchange
 from vllm_gateway.web.openai import Request
 from vllm_gateway.web.replay import MISS, Place, RecordedStream
 from vllm_gateway.web.services import Services
+from vllm_gateway.web.stall import StallWatch
 from vllm_gateway.web.waiting import wait_for_place
 
 _LOG = logging.getLogger("vllm_gateway.relay")
@@ -68,7 +69,7 @@ class Stream:
         self._idle_timeout = limits.idle or timeouts.idle
         self._write_stall = timeouts.write_stall
         self._last = upstream.sent_at
-        self._stalled: asyncio.TimerHandle | None = None
+        self._stalled: StallWatch | None = None
         self.first_token_at: float | None = None
         self._watchdog = self._loop.call_at(self._deadline(), self._check_progress)
         self.outcome = "client_closed"  # until the stream ends in another way
@@ -159,11 +160,12 @@ class Stream:
     def pause(self) -> None:
         self._upstream.connection.pause()
         if self._stalled is None:
-            self._stalled = self._loop.call_later(self._write_stall, self._give_up_writing)
+            unread = self._channel.unread
+            self._stalled = StallWatch(self._loop, self._write_stall, unread, self._give_up_writing)
 
     def resume(self) -> None:
         if self._stalled is not None:
-            self._stalled.cancel()
+            self._stalled.stop()
             self._stalled = None
         self._last = self._now()  # the engine could not show progress meanwhile
         self._upstream.connection.resume()
@@ -174,7 +176,7 @@ class Stream:
         """Stops the timers; nothing is delivered any more."""
         self._watchdog.cancel()
         if self._stalled is not None:
-            self._stalled.cancel()
+            self._stalled.stop()
         self._channel.flow = None
         self._template, self._write = None, _ignore  # the engine may still send, until its connection closes
         if not self.done.done():
