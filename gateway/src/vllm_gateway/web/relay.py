@@ -81,7 +81,7 @@ class Stream:
     def tap(self, data: bytes) -> int:
         """Ordinary token events, straight from one connection to the other; see `upstream.template`."""
         template = self._template
-        if template is None or not self._events.between:
+        if template is None or self._shortcut.holds or not self._events.between:
             return 0
         taken, texts = template.scan(data)
         if not texts:
@@ -312,7 +312,7 @@ class RelayResponse:
             await self._keep(_SSE_HEADERS[0][1], recorded.body())
 
     def _stream_dialect(self, upstream: Upstream) -> tuple[StreamDialect, Recorder | None]:
-        dialect = self.dialect.stream()
+        dialect = self.dialect.stream(upstream.endpoint.id)
         if self.place is None or self.place.model != upstream.model.key:
             return dialect, None
         recorded = RecordedStream(dialect, self.place.limit)
