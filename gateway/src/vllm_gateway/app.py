@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -11,8 +12,9 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from types import FrameType
+from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -159,6 +161,7 @@ class Server(uvicorn.Server):
         super().__init__(server_config(gateway))
         self._delay = settings.shutdown_delay
         self._write_stall = settings.timeouts.write_stall
+        self._handshake_timeout = settings.limits.header_timeout
         self._drain_timeout = settings.drain_timeout
         self._lifecycle = gateway.services.lifecycle
         self._drain: asyncio.Task[None] | None = None
@@ -166,17 +169,39 @@ class Server(uvicorn.Server):
         self._source = ", ".join(backend.url for backend in settings.backends) or "kubernetes"
         gateway.metrics.readings.connections = lambda: len(self.server_state.connections)
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        for sock in (sock for listener in self.servers if self.started for sock in listener.sockets):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - uvicorn's
+        await super().startup(sockets=[])  # its listener would give a TLS handshake a minute
+        self.started = False
+        try:
+            listener = await self._listen()
+        except OSError as error:
+            await self.lifespan.shutdown()
+            where = f"{self.config.host}:{self.config.port}"
+            raise OSError(f"cannot listen on {where}: {error.strerror or error}") from error
+        self.servers = [listener]
+        self.started = True
+        for sock in listener.sockets:
             notice_dead_peers(sock, self._write_stall)
-        for listener in self.servers if self.started else ():
-            host, port, *_ = listener.sockets[0].getsockname()
-            where = {
-                "url": f"{self._scheme}://{f'[{host}]' if ':' in host else host}:{port}",
-                "source": self._source,
-            }
-            _LOG.info("listening", extra={"fields": where})
+        host, port, *_ = listener.sockets[0].getsockname()
+        url = f"{self._scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        _LOG.info("listening", extra={"fields": {"url": url, "source": self._source}})
+
+    async def _listen(self) -> asyncio.Server:
+        config = self.config
+        protocol = functools.partial(
+            cast("Callable[..., asyncio.Protocol]", config.http_protocol_class),
+            config=config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        return await asyncio.get_running_loop().create_server(
+            protocol,
+            config.host,
+            config.port,
+            backlog=config.backlog,
+            ssl=config.ssl,
+            ssl_handshake_timeout=self._handshake_timeout if config.ssl else None,
+        )
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:

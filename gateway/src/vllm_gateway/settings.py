@@ -105,7 +105,7 @@ class RequestLimits(_Section):
     header_count: int = Field(default=100, ge=10, le=1000)
     """The most headers."""
     header_timeout: PositiveDuration = "10s"  # type: ignore[assignment]
-    """How long the headers may take to arrive."""
+    """How long the headers may take to arrive, and before them the TLS handshake."""
     url_bytes: int = Field(default=8 * 1024, ge=256, le=64 * 1024)
     """The longest request target."""
     json_depth: int = Field(default=100, ge=4, le=1000)
