@@ -140,6 +140,15 @@ def stored_elsewhere(what: str, replicas: int, param: str | None = None) -> Gate
     return bad_request(text, param=param, code="stored_responses_not_offered")
 
 
+def stored_not_kept(what: str) -> GatewayError:
+    """For whoever wants a stored response back: `what` is the request."""
+    text = (
+        f"{what} needs a stored response, which one replica of an engine has in its memory: they are not "
+        "offered here. Read the answer of POST /v1/responses, and send the whole conversation in 'input'."
+    )
+    return bad_request(text, code="stored_responses_not_offered")
+
+
 def _flag(body: bytes, span: Span | None, key: str) -> bool:
     value = envelope.decode(body, span, key) if span is not None else None
     if value is None or isinstance(value, bool):
