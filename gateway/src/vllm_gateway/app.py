@@ -34,6 +34,7 @@ from vllm_gateway.routing.health import Ejection, Health
 from vllm_gateway.routing.load import Load
 from vllm_gateway.routing.pick import strategies
 from vllm_gateway.settings import Settings
+from vllm_gateway.sockets import bind
 from vllm_gateway.telemetry import Metrics
 from vllm_gateway.tls import certificate_of
 from vllm_gateway.tracing import make_tracing
@@ -156,9 +157,10 @@ def make_api(services: Services) -> FastAPI:
 class Server(uvicorn.Server):
     """uvicorn with a drain: it goes on accepting while load balancers notice, then lets streams finish."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, *, share_port: bool = False) -> None:
         settings = gateway.services.settings
         super().__init__(server_config(gateway))
+        self._share_port = share_port
         self._delay = settings.shutdown_delay
         self._write_stall = settings.timeouts.write_stall
         self._handshake_timeout = settings.limits.header_timeout
@@ -199,6 +201,7 @@ class Server(uvicorn.Server):
             config.host,
             config.port,
             backlog=config.backlog,
+            reuse_port=self._share_port or None,
             ssl=config.ssl,
             ssl_handshake_timeout=self._handshake_timeout if config.ssl else None,
         )
@@ -286,13 +289,11 @@ def server_config(gateway: Gateway) -> uvicorn.Config:
 
 
 class ManagementThread:
-    """The management port, with a loop and a thread of its own."""
+    """The management port, with a loop and a thread of its own. `listener` is bound to it."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, listener: socket.socket) -> None:
         config = uvicorn.Config(
             Management(services),
-            host=services.settings.host,
-            port=services.settings.management_port,
             loop="asyncio",
             http="httptools",
             ws="none",
@@ -301,19 +302,13 @@ class ManagementThread:
             access_log=False,
             server_header=False,
         )
+        listener.listen()  # from now on a probe waits for its answer instead of being refused
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, name="management", daemon=True)
+        run = functools.partial(self._server.run, [listener])
+        self._thread = threading.Thread(target=run, name="management", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
-
-    def port(self, seconds: float) -> int:
-        """The port in use, once it listens; for a setting of 0."""
-        until = time.monotonic() + seconds
-        while not self._server.started and time.monotonic() < until:
-            time.sleep(0.01)
-        port: int = self._server.servers[0].sockets[0].getsockname()[1]
-        return port
 
     def stop(self) -> None:
         self._server.should_exit = True
@@ -322,28 +317,21 @@ class ManagementThread:
 
 def run(settings: Settings) -> None:
     """Serves until a signal. Raises OSError where a port is taken."""
+    bind(settings.host, settings.port).close()
+    serve(settings, bind(settings.host, settings.management_port), Server)
+
+
+def serve(settings: Settings, management: socket.socket, make_server: Callable[[Gateway], Server]) -> None:
+    """Serves until a signal, with a management port that is bound already."""
     # Otherwise each counter has a second series, which no dashboard reads.
     disable_created_metrics()  # type: ignore[no-untyped-call]
     gateway = Gateway(settings)
-    for port in {settings.port, settings.management_port} - {0}:
-        _check_free(settings.host, port)
-    management = ManagementThread(gateway.services)
-    management.start()
+    thread = ManagementThread(gateway.services, management)
+    thread.start()
     # What is there now stays: no collection need look at it again.
     gc.collect()
     gc.freeze()
     try:
-        Server(gateway).run()
+        make_server(gateway).run()
     finally:
-        management.stop()
-
-
-def _check_free(host: str, port: int) -> None:
-    """A taken port is one clear line here, and a stack trace from a thread otherwise."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise OSError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        thread.stop()

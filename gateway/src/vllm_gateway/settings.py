@@ -260,6 +260,10 @@ class Settings(_Section):
     """Port of the API."""
     management_port: Port = 9090
     """Port of /metrics, /livez, /readyz and /load."""
+    workers: int = Field(default=1, ge=1, le=256)
+    """Processes that share the port, for a single machine; in Kubernetes it is one, and more pods. Queues and
+    counts of requests are each process's own.
+    """
     backends: tuple[Backend, ...] = ()
     """Static backends, which replace discovery in the cluster."""
     refresh_interval: PositiveDuration = "10s"  # type: ignore[assignment]
