@@ -22,6 +22,7 @@ from http_caller import Caller, ask, get
 
 from vllm_gateway.app import Gateway, ManagementThread
 from vllm_gateway.settings import Settings
+from vllm_gateway.sockets import bind, port_of
 from vllm_gateway.telemetry import AccessLog, Gaps
 from vllm_gateway.web.health import Management, load_report
 
@@ -82,11 +83,12 @@ def test_the_management_port_answers_while_the_request_loop_hangs() -> None:
         {"host": "127.0.0.1", "managementPort": 0, "backends": [{"url": "http://127.0.0.1:1"}]}
     )
     gateway = Gateway(settings)
-    thread = ManagementThread(gateway.services)
+    listener = bind("127.0.0.1", 0)
+    thread = ManagementThread(gateway.services, listener)
     thread.start()
     try:
         gateway.services.lifecycle.beat = time.monotonic() - 31  # no loop runs here: as if it hung
-        port = thread.port(5.0)
+        port = port_of(listener)
         with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/livez", timeout=5)
         assert caught.value.code == 503

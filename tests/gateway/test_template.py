@@ -116,6 +116,9 @@ class Recorder:
     async def wait(self, done: asyncio.Future[Any]) -> None: ...
     async def ready(self) -> None: ...
 
+    def unread(self) -> int:
+        return 0
+
     async def close(self) -> None: ...
 
 

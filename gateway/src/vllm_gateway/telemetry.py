@@ -120,7 +120,14 @@ class Metrics:
             "model",
         )
         self.tokens = self._counter("tokens", "Tokens, as the engine counts them.", "model", "key", "kind")
-        self.streams_ended = self._counter("streams_ended", "Streams by how they ended.", "model", "outcome")
+        self.streams_ended = self._counter(
+            "streams_ended",
+            "Streams by how they ended: complete, client_closed, write_stall, draining, a reason of "
+            "upstream_errors, or, for those that had only waited, the error's code; refused is what the "
+            "engine refused then.",
+            "model",
+            "outcome",
+        )
         self.upstream_errors = self._counter("upstream_errors", "Failures of engines.", "model", "reason")
         self.retries = self._counter("retries", "Requests tried again elsewhere.")
         self._refusals = self._counter(

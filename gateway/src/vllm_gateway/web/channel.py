@@ -82,6 +82,10 @@ class Channel(Protocol):
         """Until the caller has read, nearly, what was answered before on its connection."""
         ...
 
+    def unread(self) -> int:
+        """Bytes that were written and that the caller has not read, as far as can be known here."""
+        ...
+
     async def close(self) -> None:
         """Lets go of the connection; safe to call twice."""
         ...
@@ -189,6 +193,9 @@ class RawChannel:
         if self._protocol.flow.write_paused:
             await self._protocol.flow.drain()
 
+    def unread(self) -> int:
+        return self._protocol.unread()
+
     async def close(self) -> None:
         self._release()
 
@@ -273,6 +280,9 @@ class AsgiChannel:
 
     async def ready(self) -> None:
         """The server's `send` waits by itself."""
+
+    def unread(self) -> int:
+        return self._queued
 
     async def close(self) -> None:
         if not self.gone:

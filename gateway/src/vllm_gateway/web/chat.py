@@ -272,7 +272,7 @@ class ChatDialect:
 
     model: str
 
-    def stream(self) -> ChatStream:
+    def stream(self, _engine: str = "", /) -> ChatStream:
         return ChatStream(self.model)
 
     def unary(self, body: bytes, account: Account) -> bytes:

@@ -62,10 +62,12 @@ class Shortcut:
     """A stream dialect that has no need to see ordinary token events: those that differ in their text only.
 
     `verbatim` ones let them pass as they are. Others make their own of the texts, each the inside of a JSON
-    string; `key` says where in vLLM's event it stood (`content`, `reasoning`, `text`).
+    string; `key` says where in vLLM's event it stood (`content`, `reasoning`, `text`). While a dialect
+    `holds` something back, every event comes to `block`.
     """
 
     verbatim = True
+    holds = False
 
     def rewrite(self, key: str, texts: Sequence[bytes]) -> bytes:
         raise NotImplementedError(key, texts)
@@ -100,7 +102,9 @@ class StreamDialect(Protocol):
 class Dialect(Protocol):
     """One request's side of a family."""
 
-    def stream(self) -> StreamDialect: ...
+    def stream(self, engine: str = "", /) -> StreamDialect:
+        """For one stream, of the engine with this endpoint's id."""
+        ...
 
     def unary(self, body: bytes, account: Account) -> bytes:
         """The body for the caller, from the engine's. Raises GatewayError where it cannot be read."""

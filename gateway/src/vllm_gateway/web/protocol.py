@@ -25,6 +25,7 @@ from uvicorn.server import ServerState
 
 from vllm_gateway.errors import GatewayError, openai_body
 from vllm_gateway.settings import RequestLimits
+from vllm_gateway.web.stall import StallWatch, unread_bytes
 
 _LOG = logging.getLogger("uvicorn.error")
 _LINGER_SECONDS = 1.0
@@ -85,7 +86,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._in_head = False
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
-        self._stall_timer: asyncio.TimerHandle | None = None
+        self._stall: StallWatch | None = None
         self._refusal: GatewayError | None = None
         self.listener: Listener | None = None
 
@@ -101,23 +102,23 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_head_timer()
-        self._cancel_stall_timer()
+        self._stop_stall_watch()
         super().connection_lost(exc)
         if self.listener is not None:  # nobody waits in receive(): the owner of the answer must be woken
             self.listener.connection_lost()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._cancel_stall_timer()
+        self._stop_stall_watch()
         # Whatever was written last, and though nobody waits for it: a caller that reads nothing must not
         # hold it for ever. A stream gives up a little earlier, and says why in its metrics.
-        self._stall_timer = self.loop.call_later(self._write_stall + 1.0, self.transport.abort)
+        self._stall = StallWatch(self.loop, self._write_stall + 1.0, self.unread, self.transport.abort)
         if self.listener is not None:
             self.listener.pause_writing()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._cancel_stall_timer()
+        self._stop_stall_watch()
         if self.listener is not None:
             self.listener.resume_writing()
 
@@ -195,10 +196,14 @@ class GatewayProtocol(HttpToolsProtocol):
             self._head_timer.cancel()
             self._head_timer = None
 
-    def _cancel_stall_timer(self) -> None:
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
-            self._stall_timer = None
+    def unread(self) -> int:
+        """Bytes that were written and that the caller has not read."""
+        return unread_bytes(self.transport)
+
+    def _stop_stall_watch(self) -> None:
+        if self._stall is not None:
+            self._stall.stop()
+            self._stall = None
 
     def _head_too_slow(self) -> None:
         self._head_timer = None

@@ -22,6 +22,7 @@ from vllm_gateway.web.exchange import Exchange
 from vllm_gateway.web.openai import Request
 from vllm_gateway.web.replay import MISS, Place, RecordedStream
 from vllm_gateway.web.services import Services
+from vllm_gateway.web.stall import StallWatch
 from vllm_gateway.web.tokens import Tokens
 from vllm_gateway.web.waiting import wait_for_place
 
@@ -61,7 +62,7 @@ class Stream:
         self._first_token_timeout = limits.first_token or timeouts.first_token
         self._idle_timeout = limits.idle or timeouts.idle
         self._write_stall = timeouts.write_stall
-        self._stalled: asyncio.TimerHandle | None = None
+        self._stalled: StallWatch | None = None
         self.first_token_at: float | None = None
         self._watchdog = self._loop.call_at(self._deadline(), self._check_progress)
         self.outcome = "client_closed"  # until the stream ends in another way
@@ -72,6 +73,7 @@ class Stream:
 
     def data(self, payload: bytes) -> None:
         sent = self._take(payload)
+        self._tokens.look()
         if sent:
             self._write(sent)
 
@@ -123,11 +125,12 @@ class Stream:
     def pause(self) -> None:
         self._upstream.connection.pause()
         if self._stalled is None:
-            self._stalled = self._loop.call_later(self._write_stall, self._give_up_writing)
+            unread = self._channel.unread
+            self._stalled = StallWatch(self._loop, self._write_stall, unread, self._give_up_writing)
 
     def resume(self) -> None:
         if self._stalled is not None:
-            self._stalled.cancel()
+            self._stalled.stop()
             self._stalled = None
         self._tokens.last = self._now()  # the engine could not show progress meanwhile
         self._upstream.connection.resume()
@@ -138,7 +141,7 @@ class Stream:
         """Stops the timers; nothing is delivered any more."""
         self._watchdog.cancel()
         if self._stalled is not None:
-            self._stalled.cancel()
+            self._stalled.stop()
         self._channel.flow = None
         self._tokens.close()
         self._write = _ignore  # the engine may still send, until its connection closes
@@ -275,7 +278,7 @@ class RelayResponse:
             await self._keep(_SSE_HEADERS[0][1], recorded.body())
 
     def _stream_dialect(self, upstream: Upstream) -> tuple[StreamDialect, Recorder | None]:
-        dialect = self.dialect.stream()
+        dialect = self.dialect.stream(upstream.endpoint.id)
         if self.place is None or self.place.model != upstream.model.key:
             return dialect, None
         recorded = RecordedStream(dialect, self.place.limit)

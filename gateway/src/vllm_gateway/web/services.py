@@ -14,6 +14,7 @@ from vllm_gateway.settings import Settings
 from vllm_gateway.telemetry import AccessLog, Metrics
 from vllm_gateway.tracing import Tracing
 from vllm_gateway.upstream.attempt import Engines
+from vllm_gateway.web.openai import Fingerprints
 
 CALLER = "vllm_gateway.caller"  # where the scope of a FastAPI route has the caller
 
@@ -41,3 +42,4 @@ class Services:
     access_log: AccessLog
     lifecycle: Lifecycle
     tracing: Tracing | None = None
+    fingerprints: Fingerprints = field(default_factory=Fingerprints)

@@ -34,6 +34,7 @@ class Tokens:
         "_gaps",
         "_lessons",
         "_now",
+        "_open",
         "_shape",
         "_shortcut",
         "_suffix",
@@ -57,6 +58,7 @@ class Tokens:
         self._lessons = 0 if self._shortcut is _NONE else _LESSONS
         self._gaps = gaps
         self._now = now
+        self._open = True
         self.last = last
         self._template: Template | None = None
         self._direct: Callable[[bytes], None] | None = None
@@ -72,7 +74,7 @@ class Tokens:
         """
         direct, size = self._direct, len(data)
         frame = self._frames.get(size)
-        if direct is None or frame is None or not self._events.between:
+        if direct is None or frame is None or not self._open:
             return self._scan(data)
         head, start, tail = frame
         # The first quote after the text's begin is the one that ends it: nothing but a text is in between.
@@ -96,7 +98,7 @@ class Tokens:
 
     def _scan(self, data: bytes) -> int:
         template = self._template
-        if template is None or not self._events.between:
+        if template is None or not self._open:
             return 0
         taken, texts = template.scan(data)
         if not texts:
@@ -116,6 +118,10 @@ class Tokens:
             payload = size - (6 if size <= _LAST_SHORT_LINE else 7)
             head = b"%x\r\n%b" % (payload, template.prefix)
             self._frames[size] = (head, len(head), size - len(self._suffix))
+
+    def look(self) -> None:
+        """After a read that did not come through the tap: whether the next one may."""
+        self._open = self._events.between and not self._shortcut.holds
 
     def first(self, block: bytes) -> None:
         """The first token has come: there is no gap before it."""
