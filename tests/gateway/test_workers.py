@@ -122,6 +122,10 @@ async def test_all_serve_all_is_added_up_and_one_that_is_killed_comes_back(tmp_p
         for _ in range(8):
             assert (await ask(gateway.port, PATH, CHAT)).body.endswith(DONE)
         assert await metric(gateway, "requests_total", route=PATH, code="200") == 16 + well + 8
+
+        os.kill(pids(gateway, "reporter")[0], signal.SIGKILL)
+        await until(lambda: len(pids(gateway, "reporter")) == 2, 10)
+        assert await ready(gateway)  # who asked meanwhile has waited
         gateway.signal(signal.SIGTERM)
         assert await gateway.ended() == 0
 
