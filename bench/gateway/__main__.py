@@ -19,7 +19,7 @@ from collections import defaultdict
 from contextlib import ExitStack
 
 from loads import ALL, HUNDRED, LONG, ONE, THREE_HUNDRED, WARM_UP, run, run_unary
-from proxies import Target, start_gateway, start_nginx, start_router, start_source
+from proxies import Target, start_gateway, start_nginx, start_router, start_source, start_splice
 from report import Results, tables, write_docs
 
 _SHORT = (ONE, HUNDRED, LONG, THREE_HUNDRED)
@@ -44,7 +44,8 @@ def main() -> None:
 def targets(stack: ExitStack, only: str, *, direct: bool) -> list[Target]:
     """What is measured, the one that the others are compared with first."""
     source = start_source(stack)
-    found = [*start_nginx(stack, source.port), *start_router(stack, source.port)]
+    found = [*start_nginx(stack, source.port), *start_splice(stack, source.port)]
+    found += start_router(stack, source.port)
     found += start_gateway(stack, source.port)
     chosen = [target for target in found if only in target.name]
     return [*chosen, Target("direct", None, source.port)] if direct else chosen

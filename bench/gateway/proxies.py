@@ -119,6 +119,13 @@ def start_nginx(stack: ExitStack, upstream: int) -> list[Target]:
     return [Target("nginx", running.pid, port)]
 
 
+def start_splice(stack: ExitStack, upstream: int) -> list[Target]:
+    port = free_port()
+    running = stack.enter_context(process(sys.executable, HERE / "splice.py", str(port), str(upstream)))
+    _wait_for_port(port, 15)
+    return [Target("uvloop splice", running.pid, port)]
+
+
 def start_router(stack: ExitStack, upstream: int) -> list[Target]:
     """vllm-router (Rust) as its wheel installs it, in .venv/bench; see `make bench`."""
     binary = ROOT / ".venv/bench/bin/vllm-router"

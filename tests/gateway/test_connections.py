@@ -178,7 +178,7 @@ async def test_ipv6_is_written_with_brackets(raw_gateway: Any) -> None:
     from vllm_gateway.upstream.attempt import Call, request_bytes
 
     call = Call("m", "/x", lambda _: b"", {}, "id", lambda _: 1.0, "t")
-    assert b"host: [fd00::1]:8000\r\n" in request_bytes(call, Endpoint("u", "fd00::1", 8000), b"")
+    assert b"host: [fd00::1]:8000\r\n" in request_bytes(call, Endpoint("u", "fd00::1", 8000), b"", None)
 
 
 async def test_get_routes_pass_cors_and_request_id(gateway: Any) -> None:

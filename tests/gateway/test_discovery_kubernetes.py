@@ -345,6 +345,18 @@ def test_a_slice_that_is_not_the_models_own_is_ignored(made: dict[str, Any]) -> 
     assert not models_of([BODY], [made])[0].endpoints
 
 
+def test_the_keys_are_those_of_the_very_model() -> None:
+    asked: list[tuple[str, str, str]] = []
+
+    def keys_of(*model: str) -> tuple[str, str]:
+        asked.append((model[0], model[1], model[2]))
+        return "new", "old"
+
+    (end,) = models_of([BODY], [stolen()], keys_of)[0].endpoints
+    assert (end.key, end.former_key) == ("new", "old")
+    assert asked == [("ns", "m", "u1")]
+
+
 @pytest.mark.parametrize(
     ("entry", "counts"),
     [

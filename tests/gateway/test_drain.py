@@ -8,59 +8,15 @@ connections are refused, a running stream ends well within `drainTimeout`, and g
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import os
 import signal
-import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import engine as fake
 from engine import DONE, ROLE, FakeEngine, token
+from gateway_process import running_process
 from http_caller import Caller, ask, get
-from own_port import OwnPort
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
-
-
-class Process:
-    def __init__(self, process: asyncio.subprocess.Process, port: int, management: int) -> None:
-        self.process = process
-        self.port = port
-        self.management = management
-
-    def signal(self, number: int) -> None:
-        self.process.send_signal(number)
-
-    async def ended(self) -> int:
-        return await asyncio.wait_for(self.process.wait(), 10)
-
-
-@contextlib.asynccontextmanager
-async def running_process(tmp_path: Path, engine: FakeEngine, **settings: str) -> AsyncIterator[Process]:
-    ports = OwnPort(), OwnPort()
-    port, management = (own.number for own in ports)
-    config = tmp_path / "gateway.yaml"
-    config.write_text(
-        json.dumps({"host": "127.0.0.1", "port": port, "managementPort": management} | settings)
-    )
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "vllm_gateway", "--config-file", str(config), "--vllm-url", engine.url,
-        env={**os.environ, "VLLM_URL": "", "CONFIG_FILE": ""}, stdout=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        async with asyncio.timeout(15):
-            while True:
-                with contextlib.suppress(OSError):
-                    if (await get(port, "/health")).status == 200:
-                        break
-                await asyncio.sleep(0.05)
-        yield Process(process, port, management)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
 
 
 async def test_sigterm_serves_on_then_refuses_and_lets_a_stream_finish(tmp_path: Path) -> None:

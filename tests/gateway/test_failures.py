@@ -2,8 +2,8 @@
 
 Over both channels unless said otherwise. After each, nothing is in flight and no connection is left.
 
-Left out here: E13 and E14 (test_request_limits), E6 while the gateway itself drains (test_drain), E12 (there
-is no circuit breaker yet that a 4xx could open).
+Left out here: E9's slow readers (test_stall), E13 and E14 (test_request_limits), E6 while the gateway itself
+drains (test_drain), E12 (test_balancing).
 """
 
 from __future__ import annotations

@@ -213,6 +213,27 @@ async def test_the_gateways_own_refusals_have_anthropics_shape_too(
         assert (answer.status, told["type"], told["error"]["type"]) == (status, "error", kind)
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/responses/resp_1"),
+        ("DELETE", "/v1/responses/resp_1"),
+        ("POST", "/v1/responses/resp_1/cancel"),
+        ("GET", "/v1/responses/resp_1/input_items"),
+    ],
+)
+async def test_who_asks_for_a_stored_response_is_told_that_there_are_none(
+    gateway: Any, method: str, path: str
+) -> None:
+    async with FakeEngine() as engine, gateway(engine) as running:
+        answer = await ask(running.port, path, b"", method=method)
+        told = answer.json()["error"]
+        assert (answer.status, told["code"]) == (400, "stored_responses_not_offered")
+        assert f"{method} {path}" in told["message"]
+        assert (await ask(running.port, "/v1/responses/", b"", method="GET")).status == 404
+        assert not engine.seen
+
+
 @pytest.mark.parametrize("key", ["background", "previous_response_id"])
 async def test_a_stored_response_is_refused_above_one_replica(gateway: Any, key: str) -> None:
     body = RESPONSES | {key: "resp_1" if "id" in key else True}

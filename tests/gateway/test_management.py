@@ -9,8 +9,8 @@ relayed routes.
 from __future__ import annotations
 
 import asyncio
+import io
 import json
-import logging
 import time
 import urllib.request
 from typing import Any
@@ -22,7 +22,8 @@ from http_caller import Caller, ask, get
 
 from vllm_gateway.app import Gateway, ManagementThread
 from vllm_gateway.settings import Settings
-from vllm_gateway.telemetry import Gaps, LineFormatter
+from vllm_gateway.sockets import bind, port_of
+from vllm_gateway.telemetry import AccessLog, Gaps
 from vllm_gateway.web.health import Management, load_report
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
@@ -82,11 +83,12 @@ def test_the_management_port_answers_while_the_request_loop_hangs() -> None:
         {"host": "127.0.0.1", "managementPort": 0, "backends": [{"url": "http://127.0.0.1:1"}]}
     )
     gateway = Gateway(settings)
-    thread = ManagementThread(gateway.services)
+    listener = bind("127.0.0.1", 0)
+    thread = ManagementThread(gateway.services, listener)
     thread.start()
     try:
         gateway.services.lifecycle.beat = time.monotonic() - 31  # no loop runs here: as if it hung
-        port = thread.port(5.0)
+        port = port_of(listener)
         with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/livez", timeout=5)
         assert caught.value.code == 503
@@ -140,7 +142,7 @@ async def test_an_engines_words_are_no_refusals(gateway: Any) -> None:
 def test_gaps_are_a_histogram() -> None:
     gaps = Gaps()
     for seconds, events in ((0.0005, 1), (0.02, 3), (100.0, 1)):
-        gaps.observe(seconds, events)
+        gaps.after(seconds, events)
     buckets = dict(gaps.buckets())
     assert buckets["0.001"] == 3  # one gap, and two events that came along with another
     assert (buckets["0.025"], buckets["60.0"], buckets["+Inf"]) == (4, 4, 5)
@@ -148,19 +150,19 @@ def test_gaps_are_a_histogram() -> None:
 
 
 async def test_the_access_log_has_one_line_a_request_and_no_secrets(
-    gateway: Any, caplog: pytest.LogCaptureFixture
+    gateway: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    caplog.set_level(logging.INFO, "vllm_gateway.access")
     async with FakeEngine() as engine, gateway(engine) as running:
         headers = {"authorization": "Bearer s3cret", "x-request-id": "r1"}
         await ask(running.port, "/v1/chat/completions", CHAT, headers=headers)
         await ask(running.port, "/v1/chat/completions", CHAT | {"model": "zzz"})
         await running.settled()
-    lines = [record for record in caplog.records if record.name == "vllm_gateway.access"]
-    assert len(lines) == 2
-    fields: dict[str, Any] = lines[0].fields  # type: ignore[attr-defined]
+    first, second = (line for line in capsys.readouterr().out.splitlines() if "vllm_gateway.access" in line)
+    fields = json.loads(first)
     assert fields.pop("seconds") >= 0
-    assert fields == {
+    assert fields.pop("time").endswith("Z")
+    about = {"level": "info", "logger": "vllm_gateway.access", "message": "request"}
+    assert fields == about | {
         "request_id": "r1",
         "method": "POST",
         "route": "/v1/chat/completions",
@@ -168,10 +170,23 @@ async def test_the_access_log_has_one_line_a_request_and_no_secrets(
         "status": 200,
         "outcome": "complete",
     }
-    text = LineFormatter(as_json=True).format(lines[1])
-    assert json.loads(text)["outcome"] == "model_not_found"
-    assert not {"s3cret", "hi", "zzz"} & set(text.replace('"', " ").split())
-    assert "\n" not in LineFormatter(as_json=False).format(lines[1])
+    assert json.loads(second)["outcome"] == "model_not_found"
+    assert not {"s3cret", "hi", "zzz"} & set(second.replace('"', " ").split())
+
+
+def test_the_access_log_is_text_on_a_terminal_and_silent_above_its_level() -> None:
+    stream = io.StringIO()
+    AccessLog(stream, level="info", as_json=False)({"model": "a\nb", "status": 200})
+    AccessLog(stream, level="warning", as_json=False)({"model": "c"})
+    line = stream.getvalue()
+    assert line.endswith(" INFO    request model=a\\nb status=200\n")
+    assert line.count("\n") == 1
+
+
+def test_a_log_that_nobody_reads_refuses_no_request() -> None:
+    stream = io.StringIO()
+    stream.close()
+    AccessLog(stream, level="info", as_json=True)({"status": 200})
 
 
 async def test_the_openapi_document_has_every_route(gateway: Any) -> None:

@@ -4,7 +4,8 @@ Proves:
 - for any order of arrivals, ends, cancellations, waits and changes of the model: never more permits are out
   than the capacity allows, nobody waits while a permit is free, permits go out in the order of arrival, every
   waiter is settled by its deadline, and at the end all counts are zero and no timer is left;
-- a full queue is a 429 and an overdue place a 503, both with Retry-After;
+- a full queue is a 429 and an overdue place a 503, both with Retry-After; while the model has no endpoint a
+  full queue is a 503 with the model's own reason;
 - while there is no endpoint a request waits for the cold start, or not at all where time mends nothing; the
   503 has the model's own reason;
 - an endpoint that comes up serves those who wait, at once and in order;
@@ -65,6 +66,7 @@ class Caller:
 
     def __init__(self, loop: VirtualLoop, queues: Queues, model: Model) -> None:
         self.state = "new"
+        self.refusal = ""
         self.end = loop.create_future()
         self.task = loop.create_task(self._run(queues, model))
         loop.settle()
@@ -79,6 +81,7 @@ class Caller:
                 await self.end
             self.state = "done"
         except GatewayError as error:
+            self.refusal = error.message
             self.state = f"{error.status} {error.code}" + (" with retry-after" if error.retry_after else "")
 
 
@@ -100,6 +103,19 @@ def test_a_full_queue_and_an_overdue_place(loop: VirtualLoop) -> None:
     assert queues.snapshot() == {"ns/m": (0, 0.0)}
     queues.follow({})
     assert queues.snapshot() == {}
+
+
+@pytest.mark.parametrize("longest", [0, 2])
+def test_no_room_to_wait_for_a_model_that_starts_is_no_load(loop: VirtualLoop, longest: int) -> None:
+    queues = Queues(defaults(maxQueue=longest))
+    starting = dataclasses.replace(model(0, "Loading"), starting=True, message="62 % of the weights")
+    waiting = [Caller(loop, queues, starting) for _ in range(longest)]
+    refused = Caller(loop, queues, starting)
+    assert refused.state == "503 model_not_ready with retry-after"
+    assert "Loading: 62 % of the weights" in refused.refusal
+    assert [caller.state for caller in waiting] == ["waiting"] * longest
+    queues.follow({})
+    loop.settle()
 
 
 def test_waiters_are_served_in_order(loop: VirtualLoop) -> None:

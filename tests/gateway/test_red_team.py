@@ -231,11 +231,12 @@ def test_a_slice_made_by_hand_gets_no_requests() -> None:
 
 @pytest.mark.parametrize("as_json", [True, False])
 async def test_a_log_line_cannot_be_forged(
-    gateway: Any, caplog: pytest.LogCaptureFixture, as_json: bool
+    gateway: Any, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], as_json: bool
 ) -> None:
     caplog.set_level(logging.DEBUG)
+    options = {"logFormat": "json" if as_json else "text"}
     forged = 'x\n{"level": "info", "key": "alice"}\r\n2026-01-01T00:00:00.000Z INFO forged'
-    async with FakeEngine() as engine, gateway(engine) as running:
+    async with FakeEngine() as engine, gateway(engine, options=options) as running:
         await ask(running.port, "/v1/chat/completions", CHAT | {"model": forged})
         await ask(running.port, "/chat", {"message": "hi", "model": forged})
         await get(running.port, "/v1/models/x%0aforged%0d%0aforged")
@@ -243,8 +244,10 @@ async def test_a_log_line_cannot_be_forged(
         await running.settled()
     formatter = LineFormatter(as_json=as_json)
     lines = [formatter.format(record) for record in caplog.records]
-    assert lines
     assert not [line for line in lines if re.search(r"[\r\n]", line)]
+    written = capsys.readouterr().out.splitlines()
+    assert len(written) == 4
+    assert all("request" in line and "forged" not in line for line in written)
 
 
 async def test_an_engine_cannot_forge_a_log_line_either(

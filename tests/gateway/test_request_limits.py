@@ -1,7 +1,7 @@
 """Everything from outside has a limit and a clear answer with the right status (FACTS E13, E14, E15, E16).
 
 Proves that what is refused never reaches an engine, over both channels; and, for the channel that ships,
-that heads are limited too (uvicorn's parser limits nothing).
+that heads are limited too (uvicorn's parser limits nothing). What it costs a process is test_abuse.py's.
 """
 
 from __future__ import annotations

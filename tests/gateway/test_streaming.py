@@ -204,12 +204,56 @@ async def test_what_the_usage_event_would_have_taken_from_the_caller_is_put_back
         assert answer.body == ROLE + token("a") + with_print(finish()) + DONE
 
 
-async def test_each_choice_gets_the_fingerprint(gateway: Any) -> None:
-    first, second = finish(), finish("length").replace(b'"index":0', b'"index":1')
-    sent = [ROLE, first, token("b"), second, with_print(usage(7, 2)), DONE]
-    async with FakeEngine(fake.pieces(sent)) as engine, gateway(engine) as running:
+# Two choices (n=2) of which one ends before the other.
+FIRST, SECOND = finish(), finish("length").replace(b'"index":0', b'"index":1')
+
+
+async def test_a_choice_that_ends_early_is_not_held_for_the_others(gateway: Any) -> None:
+    seen = asyncio.Event()
+
+    async def script(reply: fake.Reply) -> None:
+        await reply.head()
+        for piece in (ROLE, token("a"), FIRST, token("b")):
+            await reply.chunk(piece)
+        await seen.wait()
+        for piece in (SECOND, usage(7, 2), DONE):
+            await reply.chunk(piece)
+        await reply.end()
+
+    async with (
+        FakeEngine(script) as engine,
+        gateway(engine) as running,
+        await Caller.connect(running.port) as caller,
+    ):
+        caller.send("/v1/chat/completions", CHAT)
+        await caller.head()
+        got = b""
+        while not got.endswith(token("b")):
+            got += await asyncio.wait_for(caller.chunk(), 2)
+        assert got == ROLE + token("a") + FIRST + token("b")
+        seen.set()
+        assert b"".join(await caller.chunks()) == SECOND + DONE
+
+
+@pytest.mark.parametrize("reads", ["each", "one", "two"])
+async def test_choices_that_end_keep_their_place_among_many_tokens(gateway: Any, reads: str) -> None:
+    words = [token(f"t{number}") for number in range(12)]
+    sent = [ROLE, *words[:6], FIRST, *words[6:], SECOND, usage(7, 2), DONE]
+    whole = b"".join(sent)
+    half = whole.index(words[6])
+    pieces = {"each": sent, "one": [whole], "two": [whole[:half], whole[half:]]}[reads]
+    async with FakeEngine(fake.pieces(pieces)) as engine, gateway(engine) as running:
         answer = await ask(running.port, "/v1/chat/completions", CHAT)
-        assert answer.body == ROLE + token("b") + with_print(first) + with_print(second) + DONE
+        assert answer.body == whole.replace(usage(7, 2), b"")
+
+
+async def test_each_choice_gets_the_fingerprint(gateway: Any) -> None:
+    """The first stream of an engine tells what it is: too late for a choice that ended early."""
+    sent = [ROLE, FIRST, token("b"), SECOND, with_print(usage(7, 2)), DONE]
+    async with FakeEngine(fake.pieces(sent)) as engine, gateway(engine) as running:
+        for early in (FIRST, with_print(FIRST)):
+            answer = await ask(running.port, "/v1/chat/completions", CHAT)
+            assert answer.body == ROLE + early + token("b") + with_print(SECOND) + DONE
 
 
 async def test_an_engine_that_counts_in_every_event_keeps_its_last_one(gateway: Any) -> None:

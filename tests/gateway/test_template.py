@@ -102,6 +102,9 @@ class Recorder:
             self.write(block)
         self.finished = True
 
+    def direct(self) -> Callable[[bytes], None] | None:
+        return self.forward if self.forwards else None
+
     def flush(self) -> None: ...
     def abort(self) -> None:
         self.gone = True
@@ -112,6 +115,9 @@ class Recorder:
     def watch(self, receive: Receive) -> None: ...
     async def wait(self, done: asyncio.Future[Any]) -> None: ...
     async def ready(self) -> None: ...
+
+    def unread(self) -> int:
+        return 0
 
     async def close(self) -> None: ...
 

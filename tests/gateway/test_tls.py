@@ -3,12 +3,13 @@
 Proves: streams and plain answers over HTTPS, and the same bytes as over HTTP; a caller that leaves frees the
 engine; a renewed certificate is taken up by new connections while open streams go on; files that do not fit
 together keep the old certificate and are reported; a gateway does not start without a usable one; a bad head
-is refused over TLS too; old versions of the protocol are not spoken.
+is refused over TLS too; old versions of the protocol are not spoken; who never ends its handshake is cut.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,25 @@ def test_it_does_not_start_without_a_usable_certificate(files: Files) -> None:
     with pytest.raises(ValueError, match="belong together"):
         TlsSettings(cert_file=str(files.cert))
     assert certificate_of(TlsSettings()) is None
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x02\x00" + b"\x01" * 1000], ids=["nothing", "trickles"])
+async def test_a_handshake_that_does_not_end_is_cut(raw_gateway: Any, files: Files, sent: bytes) -> None:
+    options = files.options | {"limits": {"headerTimeout": "200ms"}}
+    async with (
+        FakeEngine() as engine,
+        raw_gateway(engine, options=options) as running,
+        await Caller.connect(running.port) as caller,
+    ):
+        async with asyncio.timeout(3):
+            ended = asyncio.ensure_future(caller.reader.read())
+            for byte in sent:
+                caller.raw(bytes([byte]))
+                await asyncio.wait((ended,), timeout=0.02)
+                if ended.done():
+                    break
+            with contextlib.suppress(ConnectionError):
+                assert await ended == b""
 
 
 async def test_a_bad_head_over_tls_is_refused(raw_gateway: Any, files: Files) -> None:

@@ -33,6 +33,7 @@ _OPTIONS = (
         "managementPort",
         "/metrics /livez /readyz /load (default 9090)",
     ),
+    ("--workers", "WORKERS", "workers", "processes that share the port, on a single machine (default 1)"),
     ("--log-level", "LOG_LEVEL", "logLevel", "debug, info, warning or error (default info)"),
     ("--log-format", "LOG_FORMAT", "logFormat", "json or text (default: text on a terminal, else json)"),
 )
@@ -74,6 +75,10 @@ def main() -> None:
         from vllm_gateway.telemetry import configure_logging
 
         configure_logging(settings.log_level, as_json=settings.log_format == "json")
+        if settings.workers > 1:
+            from vllm_gateway.workers import run_workers
+
+            sys.exit(run_workers(settings))
         run(settings)
     except (BadSettings, OSError) as error:
         print(f"vllm-gateway: {error}", file=sys.stderr)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from types import FrameType
+from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -32,7 +35,8 @@ from vllm_gateway.routing.health import Ejection, Health
 from vllm_gateway.routing.load import Load
 from vllm_gateway.routing.pick import strategies
 from vllm_gateway.settings import Settings
-from vllm_gateway.telemetry import Metrics
+from vllm_gateway.sockets import bind
+from vllm_gateway.telemetry import AccessLog, Metrics
 from vllm_gateway.tls import certificate_of
 from vllm_gateway.tracing import make_tracing
 from vllm_gateway.upstream.attempt import Engines
@@ -73,12 +77,14 @@ class Gateway:
             self.queues,
             make_store(settings.response_cache, self.shared),
             self.metrics,
+            AccessLog(sys.stdout, level=settings.log_level, as_json=settings.log_format == "json"),
             Lifecycle(),
             make_tracing(settings.tracing),
         )
         self.source = self._make_source(settings)
         self.holder.tell(self.queues.follow)
         self.holder.tell(self.engines.balancer.follow)
+        self.holder.tell(self.engines.follow)
         self.edge = Edge(self.services, make_api(self.services), self.start, self.stop)
         readings = self.metrics.readings
         readings.in_flight = self._in_flight
@@ -154,11 +160,13 @@ def make_api(services: Services) -> FastAPI:
 class Server(uvicorn.Server):
     """uvicorn with a drain: it goes on accepting while load balancers notice, then lets streams finish."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, *, share_port: bool = False) -> None:
         settings = gateway.services.settings
         super().__init__(server_config(gateway))
+        self._share_port = share_port
         self._delay = settings.shutdown_delay
         self._write_stall = settings.timeouts.write_stall
+        self._handshake_timeout = settings.limits.header_timeout
         self._drain_timeout = settings.drain_timeout
         self._lifecycle = gateway.services.lifecycle
         self._drain: asyncio.Task[None] | None = None
@@ -166,17 +174,40 @@ class Server(uvicorn.Server):
         self._source = ", ".join(backend.url for backend in settings.backends) or "kubernetes"
         gateway.metrics.readings.connections = lambda: len(self.server_state.connections)
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        for sock in (sock for listener in self.servers if self.started for sock in listener.sockets):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - uvicorn's
+        await super().startup(sockets=[])  # its listener would give a TLS handshake a minute
+        self.started = False
+        try:
+            listener = await self._listen()
+        except OSError as error:
+            await self.lifespan.shutdown()
+            where = f"{self.config.host}:{self.config.port}"
+            raise OSError(f"cannot listen on {where}: {error.strerror or error}") from error
+        self.servers = [listener]
+        self.started = True
+        for sock in listener.sockets:
             notice_dead_peers(sock, self._write_stall)
-        for listener in self.servers if self.started else ():
-            host, port, *_ = listener.sockets[0].getsockname()
-            where = {
-                "url": f"{self._scheme}://{f'[{host}]' if ':' in host else host}:{port}",
-                "source": self._source,
-            }
-            _LOG.info("listening", extra={"fields": where})
+        host, port, *_ = listener.sockets[0].getsockname()
+        url = f"{self._scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        _LOG.info("listening", extra={"fields": {"url": url, "source": self._source}})
+
+    async def _listen(self) -> asyncio.Server:
+        config = self.config
+        protocol = functools.partial(
+            cast("Callable[..., asyncio.Protocol]", config.http_protocol_class),
+            config=config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        return await asyncio.get_running_loop().create_server(
+            protocol,
+            config.host,
+            config.port,
+            backlog=config.backlog,
+            reuse_port=self._share_port or None,
+            ssl=config.ssl,
+            ssl_handshake_timeout=self._handshake_timeout if config.ssl else None,
+        )
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -261,13 +292,11 @@ def server_config(gateway: Gateway) -> uvicorn.Config:
 
 
 class ManagementThread:
-    """The management port, with a loop and a thread of its own."""
+    """The management port, with a loop and a thread of its own. `listener` is bound to it."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, listener: socket.socket) -> None:
         config = uvicorn.Config(
             Management(services),
-            host=services.settings.host,
-            port=services.settings.management_port,
             loop="asyncio",
             http="httptools",
             ws="none",
@@ -276,19 +305,13 @@ class ManagementThread:
             access_log=False,
             server_header=False,
         )
+        listener.listen()  # from now on a probe waits for its answer instead of being refused
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, name="management", daemon=True)
+        run = functools.partial(self._server.run, [listener])
+        self._thread = threading.Thread(target=run, name="management", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
-
-    def port(self, seconds: float) -> int:
-        """The port in use, once it listens; for a setting of 0."""
-        until = time.monotonic() + seconds
-        while not self._server.started and time.monotonic() < until:
-            time.sleep(0.01)
-        port: int = self._server.servers[0].sockets[0].getsockname()[1]
-        return port
 
     def stop(self) -> None:
         self._server.should_exit = True
@@ -297,28 +320,21 @@ class ManagementThread:
 
 def run(settings: Settings) -> None:
     """Serves until a signal. Raises OSError where a port is taken."""
+    bind(settings.host, settings.port).close()
+    serve(settings, bind(settings.host, settings.management_port), Server)
+
+
+def serve(settings: Settings, management: socket.socket, make_server: Callable[[Gateway], Server]) -> None:
+    """Serves until a signal, with a management port that is bound already."""
     # Otherwise each counter has a second series, which no dashboard reads.
     disable_created_metrics()  # type: ignore[no-untyped-call]
     gateway = Gateway(settings)
-    for port in {settings.port, settings.management_port} - {0}:
-        _check_free(settings.host, port)
-    management = ManagementThread(gateway.services)
-    management.start()
+    thread = ManagementThread(gateway.services, management)
+    thread.start()
     # What is there now stays: no collection need look at it again.
     gc.collect()
     gc.freeze()
     try:
-        Server(gateway).run()
+        make_server(gateway).run()
     finally:
-        management.stop()
-
-
-def _check_free(host: str, port: int) -> None:
-    """A taken port is one clear line here, and a stack trace from a thread otherwise."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise OSError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        thread.stop()

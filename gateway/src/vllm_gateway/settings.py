@@ -105,7 +105,7 @@ class RequestLimits(_Section):
     header_count: int = Field(default=100, ge=10, le=1000)
     """The most headers."""
     header_timeout: PositiveDuration = "10s"  # type: ignore[assignment]
-    """How long the headers may take to arrive."""
+    """How long the headers may take to arrive, and before them the TLS handshake."""
     url_bytes: int = Field(default=8 * 1024, ge=256, le=64 * 1024)
     """The longest request target."""
     json_depth: int = Field(default=100, ge=4, le=1000)
@@ -128,7 +128,7 @@ class Timeouts(_Section):
     unary: PositiveDuration = "10m"  # type: ignore[assignment]
     """A whole answer that is not a stream; the OpenAI clients give up after ten minutes too."""
     write_stall: PositiveDuration = "60s"  # type: ignore[assignment]
-    """How long a caller may leave what was sent to it unread."""
+    """How long a caller may read nothing, or less than 16 KiB, of what waits for it."""
     keep_alive: PositiveDuration = "75s"  # type: ignore[assignment]
     """How long a caller's idle connection is kept; above the 60 s of common load balancers."""
     upstream_keep_alive: PositiveDuration = "30s"  # type: ignore[assignment]
@@ -163,7 +163,9 @@ class QueueSettings(_Section):
     max_in_flight: int = Field(default=1024, ge=1)
     """Requests at one endpoint, for each gateway process. vLLM has a queue of its own behind this one."""
     max_queue: int = Field(default=1024, ge=0)
-    """Requests that wait for one model, for each gateway process; one more gets a 429."""
+    """Requests that wait for one model, for each gateway process; one more gets a 429, or a 503 while the
+    model has no endpoint yet.
+    """
     queue_timeout: Duration = "1m"  # type: ignore[assignment]
     """How long a request waits while the model serves or is about to; then it gets a 503."""
     cold_start_timeout: Duration = "0s"  # type: ignore[assignment]
@@ -258,6 +260,10 @@ class Settings(_Section):
     """Port of the API."""
     management_port: Port = 9090
     """Port of /metrics, /livez, /readyz and /load."""
+    workers: int = Field(default=1, ge=1, le=256)
+    """Processes that share the port, for a single machine; in Kubernetes it is one, and more pods. Queues and
+    counts of requests are each process's own.
+    """
     backends: tuple[Backend, ...] = ()
     """Static backends, which replace discovery in the cluster."""
     refresh_interval: PositiveDuration = "10s"  # type: ignore[assignment]

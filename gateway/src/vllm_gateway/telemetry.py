@@ -5,18 +5,20 @@ Labels are bounded: a model is its key from the table or `unknown`, a route is o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
 import sys
 import time
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TextIO
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from vllm_gateway.instruments import Counter, Distribution, Histogram
 
 UNKNOWN_MODEL = "unknown"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -28,32 +30,21 @@ REFUSALS = frozenset(  # codes of errors.py and policy; an engine's own words ne
         *("queue_full", "queue_timeout", "shutting_down"),
     }
 )
-_GAP_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5, 5, 10, 60)
+GAP_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5, 5, 10, 60)
 
 
-class Gaps:
-    """Inter-token gaps of one model: a histogram that costs two list writes an observation.
+class Gaps(Distribution):
+    """Inter-token gaps of one model."""
 
-    prometheus-client's takes a lock and several calls, about 1.5 µs, which would be a tenth of what
-    relaying an event costs. Only the request loop writes; the scrape reads.
-    """
-
-    __slots__ = ("_counts", "total")
+    __slots__ = ()
 
     def __init__(self) -> None:
-        self._counts = [0] * (len(_GAP_BOUNDS) + 1)
-        self.total = 0.0
+        super().__init__(GAP_BOUNDS)
 
-    def observe(self, seconds: float, events: int = 1) -> None:
+    def after(self, seconds: float, events: int) -> None:
         """One gap; further events that came in the same read followed it without any."""
-        self._counts[bisect_left(_GAP_BOUNDS, seconds)] += 1
-        self.total += seconds
-        if events > 1:
-            self._counts[0] += events - 1
-
-    def buckets(self) -> list[tuple[str, float]]:
-        bounds = [*map(str, map(float, _GAP_BOUNDS)), "+Inf"]
-        return list(zip(bounds, map(float, accumulate(self._counts)), strict=True))
+        self.observe(seconds)
+        self.counts[0] += events - 1
 
 
 class Readings(Collector):
@@ -93,11 +84,8 @@ class Readings(Collector):
             "Seconds since discovery last heard from its source.",
             value=self.table_age(),
         )
-        gaps = HistogramMetricFamily(
-            "vllm_gateway_inter_token_seconds",
-            "Gap between two reads of a stream that carried tokens.",
-            labels=["model"],
-        )
+        text = "Gap between two reads of a stream that carried tokens."
+        gaps = HistogramMetricFamily("vllm_gateway_inter_token_seconds", text, labels=["model"])
         for model, observed in dict(self.gaps).items():
             gaps.add_metric([model], observed.buckets(), sum_value=observed.total)
         yield gaps
@@ -108,28 +96,6 @@ def _by_model(name: str, text: str, counts: Mapping[str, int]) -> GaugeMetricFam
     for model, count in counts.items():
         family.add_metric([model], count)
     return family
-
-
-class _QuickCounter(Counter):
-    """Finds what it has labelled before by one look-up: prometheus-client's own takes a lock and 2 µs."""
-
-    def labels(self, *values: str) -> Counter:  # type: ignore[override]
-        children = self.__dict__.setdefault("_quick", {})
-        child: Counter | None = children.get(values)
-        if child is None:
-            child = children[values] = super().labels(*values)
-        return child
-
-
-class _QuickHistogram(Histogram):
-    """The same for histograms."""
-
-    def labels(self, *values: str) -> Histogram:  # type: ignore[override]
-        children = self.__dict__.setdefault("_quick", {})
-        child: Histogram | None = children.get(values)
-        if child is None:
-            child = children[values] = super().labels(*values)
-        return child
 
 
 class Metrics:
@@ -154,7 +120,14 @@ class Metrics:
             "model",
         )
         self.tokens = self._counter("tokens", "Tokens, as the engine counts them.", "model", "key", "kind")
-        self.streams_ended = self._counter("streams_ended", "Streams by how they ended.", "model", "outcome")
+        self.streams_ended = self._counter(
+            "streams_ended",
+            "Streams by how they ended: complete, client_closed, write_stall, draining, a reason of "
+            "upstream_errors, or, for those that had only waited, the error's code; refused is what the "
+            "engine refused then.",
+            "model",
+            "outcome",
+        )
         self.upstream_errors = self._counter("upstream_errors", "Failures of engines.", "model", "reason")
         self.retries = self._counter("retries", "Requests tried again elsewhere.")
         self._refusals = self._counter(
@@ -179,7 +152,7 @@ class Metrics:
             self._refusals.labels(code).inc()
 
     def retry(self) -> None:
-        self.retries.inc()
+        self.retries.labels().inc()
 
     def count_tokens(self, model: str, key: str, prompt: int, completion: int) -> None:
         """`key` is the name of an API key, never the key."""
@@ -189,12 +162,14 @@ class Metrics:
             self.tokens.labels(model, key, "completion").inc(completion)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return _QuickCounter(f"vllm_gateway_{name}", text, labels, registry=self.registry)
+        counter = Counter(f"vllm_gateway_{name}", text, labels)
+        self.registry.register(counter)
+        return counter
 
-    def _histogram(self, name: str, text: str, buckets: Iterable[float], *labels: str) -> Histogram:
-        return _QuickHistogram(
-            f"vllm_gateway_{name}", text, labels, buckets=list(buckets), registry=self.registry
-        )
+    def _histogram(self, name: str, text: str, bounds: Sequence[float], *labels: str) -> Histogram:
+        histogram = Histogram(f"vllm_gateway_{name}", text, labels, bounds)
+        self.registry.register(histogram)
+        return histogram
 
 
 # Whatever a reader of the log may take for the end of a line, or for a terminal's command.
@@ -205,33 +180,65 @@ def _escaped(found: re.Match[str]) -> str:
     return found[0].encode("unicode_escape").decode("ascii")
 
 
+class Lines:
+    """One line for each thing that is said, as JSON or as text."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._second, self._moment = -1, ""
+
+    def line(self, at: float, level: str, logger: str, message: str, fields: Mapping[str, object]) -> str:
+        """`at` is in seconds since 1970, `level` one of logging's names; without the line's end."""
+        if (second := int(at)) != self._second:
+            self._second, self._moment = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        stamp = f"{self._moment}.{int((at - second) * 1000):03d}Z"
+        if self._as_json:
+            head = {"time": stamp, "level": level.lower(), "logger": logger, "message": message}
+            return json.dumps({**head, **fields})
+        pairs = "".join([f" {key}={value}" for key, value in fields.items()])
+        text = f"{stamp} {level:<7} {message}{pairs}"
+        return text if text.isprintable() else _CONTROL.sub(_escaped, text)
+
+
 class LineFormatter(logging.Formatter):
-    """One line a record, as JSON or as text; a record's `fields` are its keys."""
+    """A record as a line; its `fields` are the keys. As text, a trace follows in lines of its own."""
 
     def __init__(self, *, as_json: bool) -> None:
         super().__init__()
         self._as_json = as_json
-        self._second, self._moment = -1, ""
+        self._lines = Lines(as_json=as_json)
 
     def format(self, record: logging.LogRecord) -> str:
         fields = dict(getattr(record, "fields", {}))
-        if record.exc_info:
-            fields["exception"] = self.formatException(record.exc_info)
-        if (second := int(record.created)) != self._second:
-            self._second, self._moment = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        moment = self._moment
-        stamp = f"{moment}.{int(record.msecs):03d}Z"
-        if self._as_json:
-            head = {"time": stamp, "level": record.levelname.lower(), "logger": record.name}
-            return json.dumps(head | {"message": record.getMessage()} | fields)
-        trace = fields.pop("exception", "")
-        pairs = "".join(f" {key}={value}" for key, value in fields.items())
-        line = f"{stamp} {record.levelname:<7} {record.getMessage()}{pairs}"
-        return _CONTROL.sub(_escaped, line) + (f"\n{trace}" if trace else "")
+        trace = self.formatException(record.exc_info) if record.exc_info else ""
+        if trace and self._as_json:
+            fields["exception"], trace = trace, ""
+        line = self._lines.line(record.created, record.levelname, record.name, record.getMessage(), fields)
+        return line + (f"\n{trace}" if trace else "")
+
+
+class AccessLog:
+    """A line for each request, where the level is `info` or lower.
+
+    It does not go through the logging module, whose record costs several times what the line does.
+    """
+
+    def __init__(self, stream: TextIO, *, level: str, as_json: bool) -> None:
+        self._stream = stream
+        self._lines = Lines(as_json=as_json)
+        self._on = logging.getLevelNamesMapping()[level.upper()] <= logging.INFO
+
+    def __call__(self, fields: Mapping[str, object]) -> None:
+        if not self._on:
+            return
+        line = self._lines.line(time.time(), "INFO", "vllm_gateway.access", "request", fields)
+        with contextlib.suppress(OSError, ValueError):  # nobody reads any more: no reason to refuse requests
+            self._stream.write(line + "\n")
+            self._stream.flush()
 
 
 def configure_logging(level: str, *, as_json: bool) -> None:
-    """Sends every log line to standard output. The access log is the logger `vllm_gateway.access`."""
+    """Sends every log line to standard output, where the access log goes too."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(LineFormatter(as_json=as_json))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -144,7 +144,7 @@ class KubernetesSource:
         problems = (self._master.problem, *(reflector.problem for reflector in reflectors))
         notes = dict.fromkeys(filter(None, problems))
         complete = all(reflector.synced for reflector in reflectors)
-        return Table.of(models_of(models, slices, self._master.of), complete=complete, notes=notes)
+        return Table.of(models_of(models, slices, self._master.both), complete=complete, notes=notes)
 
 
 def _in_cluster() -> bool:

@@ -15,7 +15,8 @@ from vllm_gateway.routing.table import Endpoint, Limits, Model
 from vllm_gateway.settings import Routing, parse_duration
 
 Json = dict[str, Any]
-KeyOf = Callable[[str, str, str], str | None]
+Keys = tuple[str | None, str | None]
+KeysOf = Callable[[str, str, str], Keys]
 
 LABEL_UID = "vllm-fleet.dev/model-uid"
 LABEL_SERVICE = "kubernetes.io/service-name"
@@ -30,31 +31,32 @@ STARTING = frozenset({"Starting", "Pulling", "Downloading", "Loading", "Draining
 _ROUTINGS: dict[str, Routing] = {name: name for name in get_args(Routing)}
 
 
-def no_key(_namespace: str, _name: str, _uid: str) -> None:
+def no_keys(_namespace: str, _name: str, _uid: str) -> Keys:
     """For engines that ask for no key."""
+    return None, None
 
 
-def models_of(models: Iterable[Json], slices: Iterable[Json], key_of: KeyOf = no_key) -> list[Model]:
+def models_of(models: Iterable[Json], slices: Iterable[Json], keys_of: KeysOf = no_keys) -> list[Model]:
     """One `Model` for each VLLMModel, with the endpoints that its slices make ready.
 
-    `key_of(namespace, name, uid)` is the key that the model's engines ask for.
+    `keys_of(namespace, name, uid)` is the key that the model's engines ask for, and the one before it.
     """
     by_service: dict[tuple[str, str], list[Json]] = {}
     for item in slices:
         metadata = _mapping(item.get("metadata"))
         service = _mapping(metadata.get("labels")).get(LABEL_SERVICE, "")
         by_service.setdefault((str(metadata.get("namespace", "")), str(service)), []).append(item)
-    return [_model(body, by_service, key_of) for body in models]
+    return [_model(body, by_service, keys_of) for body in models]
 
 
-def _model(body: Json, by_service: dict[tuple[str, str], list[Json]], key_of: KeyOf) -> Model:
+def _model(body: Json, by_service: dict[tuple[str, str], list[Json]], keys_of: KeysOf) -> Model:
     metadata, status = _mapping(body.get("metadata")), _mapping(body.get("status"))
     spec = _mapping(body.get("spec"))
     gateway = _mapping(spec.get("gateway"))
     namespace, name, uid = (str(metadata.get(field, "")) for field in ("namespace", "name", "uid"))
     own = [item for item in by_service.get((namespace, f"{name}-engine"), ()) if _belongs(item, uid)]
-    key = key_of(namespace, name, uid)
-    endpoints = tuple({end.id: end for item in own for end in _endpoints(item, key)}.values())
+    keys = keys_of(namespace, name, uid)
+    endpoints = tuple({end.id: end for item in own for end in _endpoints(item, keys)}.values())
     reason, message = ("", "") if endpoints else _why_not(status)
     weight = _number(gateway.get("weight"))
     adapters = tuple(str(item["name"]) for item in spec.get("adapters") or () if _mapping(item).get("name"))
@@ -100,7 +102,8 @@ def _belongs(item: Json, uid: str) -> bool:
     return of_service and labels.get(LABEL_MANAGER) == MANAGER and bool(uid) and labels.get(LABEL_UID) == uid
 
 
-def _endpoints(item: Json, key: str | None) -> Iterator[Endpoint]:
+def _endpoints(item: Json, keys: Keys) -> Iterator[Endpoint]:
+    key, former = keys
     port = next(
         (entry.get("port") for entry in item.get("ports") or () if entry.get("name") == PORT_NAME), None
     )
@@ -108,7 +111,8 @@ def _endpoints(item: Json, key: str | None) -> Iterator[Endpoint]:
         target = _mapping(entry.get("targetRef"))
         addresses = entry.get("addresses") or ()
         if port and addresses and target.get("kind") == "Pod" and _ready(_mapping(entry.get("conditions"))):
-            yield Endpoint(str(target.get("uid") or addresses[0]), str(addresses[0]), int(port), key=key)
+            name, host = str(target.get("uid") or addresses[0]), str(addresses[0])
+            yield Endpoint(name, host, int(port), key=key, former_key=former)
 
 
 def _ready(conditions: Json) -> bool:

@@ -21,14 +21,24 @@ _STRING_REST = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _TO_BRACKET = re.compile(rb'[^"{}\[\]]*+(?:' + _STRING + rb'[^"{}\[\]]*+)*+', re.DOTALL)
 _PLAIN_KEY = re.compile(rb'[ \t\r\n]*"([^"\\\x00-\x1f]*)"[ \t\r\n]*:[ \t\r\n]*')
+# The usual member: its value is a string without escapes, a number or a word. Any other is walked over.
+_MEMBER = re.compile(
+    rb'[ \t\r\n]*+"([^"\\\x00-\x1f]*+)"[ \t\r\n]*+:[ \t\r\n]*+'
+    rb'((?:"[^"\\]*+"|[^ \t\r\n,:"\\{}\[\]]++))[ \t\r\n]*+([,}])'
+)
+# The usual list: of flat objects, three levels deep with the body's own.
+_FLAT = rb'[^"{}\[\]]*+(?:' + _STRING + rb'[^"{}\[\]]*+)*+'
+_LIST = re.compile(rb"\[" + _FLAT + rb"(?:\{" + _FLAT + rb"\}" + _FLAT + rb")*+\]", re.DOTALL)
+_LIST_DEPTH = 3
 _SEPARATOR = re.compile(rb"[ \t\r\n]*([,}])")
 _SCALAR_END = re.compile(rb"[ \t\r\n,}\]]|$")
+_DECODER = json.JSONDecoder()
 _OPENERS = frozenset(b"{[")
 _QUOTE = ord('"')
 _BACKSLASH = ord("\\")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: each request builds one, and freezing costs a call a field
 class Span:
     """Where a top-level value stands in the body: `body[start:end]`."""
 
@@ -74,9 +84,18 @@ def prepend(body: bytes, member: bytes) -> tuple[Span, bytes]:
 def decode(body: bytes, span: Span, key: str) -> object:
     """The value at `span`. Raises a 400."""
     try:
-        return json.loads(body[span.start : span.end].decode("utf-8", "surrogatepass"))
+        return json_value(body[span.start : span.end])
     except (ValueError, RecursionError):
         raise bad_request(f"The value of {key!r} is not valid JSON.", param=key) from None
+
+
+def json_value(data: bytes) -> object:
+    """`json.loads` in a third of its steps, for one value in UTF-8. Raises ValueError, RecursionError."""
+    text = data.decode("utf-8", "surrogatepass").strip(" \t\r\n")
+    value, end = _DECODER.raw_decode(text)
+    if end != len(text):
+        raise ValueError("data after the value")
+    return value
 
 
 class _Walk:
@@ -99,6 +118,11 @@ class _Walk:
         if body[first : first + 1] == b"}":
             self._at, more = first + 1, b"}"
         while more == b",":
+            usual = None if self._counts else _MEMBER.match(body, self._at)
+            if usual is not None and usual[1].isascii():
+                yield usual[1].decode(), Span(*usual.span(2))
+                self._at, more = usual.end(), usual[3]
+                continue
             key = self._key()
             start = self._at
             self._skip_value()
@@ -148,6 +172,10 @@ class _Walk:
     def _skip_container(self) -> None:
         """From an opening bracket to after the one that closes it."""
         body, at, depth = self._body, self._at, 1
+        flat = _LIST.match(body, at) if not self._counts and self._max_depth >= _LIST_DEPTH else None
+        if flat is not None:
+            self._at = flat.end()
+            return
         while True:
             if not self._counts:
                 at = self._to_bracket(at)

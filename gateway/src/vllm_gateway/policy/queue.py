@@ -105,7 +105,7 @@ class Queue:
         if ticket.deadline <= ticket.entered_at:
             raise self._refusal(name)
         if len(self._waiting) >= self._rules.longest:
-            raise queue_full(name, self._rules.longest)
+            raise self._no_room(name)
         self._waiting.append(ticket)
         self._arm()
         return ticket
@@ -178,6 +178,11 @@ class Queue:
             ticket.settled.set_exception(self._refusal(ticket.name))
         self._arm()
 
+    def _no_room(self, name: str) -> GatewayError:
+        if not self._model.endpoints:  # nobody is served: "busy" would send a person to look for load
+            return not_ready(name, [self._model])
+        return queue_full(name, self._rules.longest)
+
     def _refusal(self, name: str) -> GatewayError:
         if not self._model.endpoints:
             return not_ready(name, [self._model])
@@ -192,7 +197,8 @@ class Queues:
         self._queues: dict[str, Queue] = {}
 
     def enter(self, model: Model, name: str) -> Ticket:
-        """A place in the model's queue, until the ticket's exit. Raises GatewayError: 429 if it is full, 503.
+        """A place in the model's queue, until the ticket's exit. Raises GatewayError: 429 if it is full, 503
+        where there is no endpoint to wait for, or no room to wait for one.
 
         `name` is what the caller calls the model.
         """

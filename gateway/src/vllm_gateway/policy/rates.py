@@ -15,7 +15,6 @@ from collections import Counter
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from cachetools import LRUCache
 from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.aio.storage import RedisStorage, Storage
 from limits.aio.strategies import FixedWindowRateLimiter, RateLimiter, SlidingWindowCounterRateLimiter
@@ -47,6 +46,28 @@ class _Memory(MemoryStorage):
         if now >= self._next_sweep:
             self._next_sweep = now + _SWEEP_SECONDS
             self._MemoryStorage__expire_events()  # type: ignore[attr-defined]
+
+
+# Its errors need no translation, which limits wraps around each of these calls, twice for a subclass.
+for _name in ("incr", "get"):
+    setattr(_Memory, _name, getattr(MemoryStorage, _name).__wrapped__)
+
+
+class _PerMinute(RateLimitItemPerMinute):
+    """Keeps the keys that it has built: there is one for each API key."""
+
+    __slots__ = ("_keys",)
+
+    def __init__(self, amount: int, kind: str) -> None:
+        super().__init__(amount, namespace=kind)
+        self._keys: dict[str, str] = {}
+
+    def key_for(self, *identifiers: bytes | str | float) -> str:
+        name = str(identifiers[0])
+        key = self._keys.get(name)
+        if key is None:
+            key = self._keys[name] = super().key_for(*identifiers)
+        return key
 
 
 class _Window:
@@ -136,7 +157,7 @@ class Rates:
         storage = shared_storage(shared.pool) if shared.pool is not None else None
         self._requests = _Window(LocalSlidingWindow, SlidingWindowCounterRateLimiter, storage, shared)
         self._tokens = _Window(LocalFixedWindow, FixedWindowRateLimiter, storage, shared)
-        self._items: LRUCache[tuple[str, int], RateLimitItem] = LRUCache(_ITEMS)
+        self._items: dict[tuple[str, int], RateLimitItem] = {}
         self._active: Counter[str] = Counter()
         self._charges: set[asyncio.Task[bool]] = set()
 
@@ -180,7 +201,9 @@ class Rates:
     def _item(self, kind: str, amount: int) -> RateLimitItem:
         item = self._items.get((kind, amount))
         if item is None:
-            item = self._items[kind, amount] = RateLimitItemPerMinute(amount, namespace=kind)
+            if len(self._items) >= _ITEMS:  # so many limits have been in the file of keys, one after another
+                self._items.clear()
+            item = self._items[kind, amount] = _PerMinute(amount, kind)
         return item
 
 

@@ -18,7 +18,7 @@ PREFIX_CHARACTERS = 100
 _RINGS = 128
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: each request builds one, and freezing costs a call a field
 class Hint:
     """What a strategy may know of a request.
 

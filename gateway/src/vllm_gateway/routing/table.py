@@ -18,7 +18,10 @@ from vllm_gateway.settings import Routing
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One engine. `id` is the pod's uid, or the URL of a static backend; `prefix` is a URL's path."""
+    """One engine. `id` is the pod's uid, or the URL of a static backend; `prefix` is a URL's path.
+
+    `former_key` is what it asks for in place of `key` until it has been restarted with that.
+    """
 
     id: str
     host: str
@@ -26,6 +29,7 @@ class Endpoint:
     tls: bool = False
     prefix: str = ""
     key: str | None = field(default=None, repr=False)
+    former_key: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -16,6 +17,7 @@ from vllm_gateway.routing.table import Endpoint, Model, not_ready
 from vllm_gateway.upstream.client import Client, Connection
 from vllm_gateway.upstream.http1 import Head
 
+_LOG = logging.getLogger("vllm_gateway.upstream")
 MAX_ATTEMPTS = 3
 _RETRYABLE_STATUS = frozenset({500, 502, 503})
 _FORWARDED = (b"user-agent", b"traceparent", b"tracestate")
@@ -51,7 +53,7 @@ class RetryBudget:
         return True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: each request builds one, and freezing costs a call a field
 class Call:
     """What is sent: a POST of `body` to `path`. `body_for` splices the engine's name of the model."""
 
@@ -83,12 +85,13 @@ class Upstream:
 
 @dataclass(slots=True)
 class Engines:
-    """Sends calls to the models' endpoints."""
+    """Sends calls to the models' endpoints. `behind` are those that took their former key when last asked."""
 
     client: Client
     balancer: Balancer
     observer: Observer
     budget: RetryBudget = field(default_factory=RetryBudget)
+    behind: set[str] = field(default_factory=set)
 
     @property
     def load(self) -> Load:
@@ -157,11 +160,39 @@ class Engines:
         others = any(untried(model, tried) for model in models)
         return len(tried) < MAX_ATTEMPTS and (others or same) and self.budget.withdraw()
 
+    def follow(self, models: Mapping[str, Model]) -> None:
+        """The table was swapped."""
+        self.behind &= {endpoint.id for model in models.values() for endpoint in model.endpoints}
+
     async def _send(self, call: Call, model: Model, endpoint: Endpoint, *, fresh: bool) -> Upstream:
+        """Asks once more, with the other key, an engine that refuses the one of the two that it is likely to
+        want: it has generated nothing, so this is neither a retry nor a failure.
+        """
+        first, other = endpoint.key, endpoint.former_key
+        if other is not None and endpoint.id in self.behind:
+            first, other = other, first
+        upstream = await self._exchange(call, model, endpoint, first, fresh=fresh)
+        if upstream.head.status != 401 or other is None:
+            return upstream
+        upstream.connection.close()
+        upstream = await self._exchange(call, model, endpoint, other, fresh=True)
+        if upstream.head.status != 401:
+            self._remember(endpoint, other)
+        return upstream
+
+    def _remember(self, endpoint: Endpoint, key: str) -> None:
+        behind = key == endpoint.former_key
+        (self.behind.add if behind else self.behind.discard)(endpoint.id)
+        which = "from before" if behind else "in force"
+        _LOG.info("engine takes the other key", extra={"fields": {"endpoint": endpoint.id, "key": which}})
+
+    async def _exchange(
+        self, call: Call, model: Model, endpoint: Endpoint, key: str | None, *, fresh: bool
+    ) -> Upstream:
         connection = await self.client.connect(endpoint, fresh=fresh)
         sent_at = asyncio.get_running_loop().time()
         try:
-            request = request_bytes(call, endpoint, call.body_for(model))
+            request = request_bytes(call, endpoint, call.body_for(model), key)
             head = await connection.exchange(request, call.timeout(model))
         except TimeoutError as error:
             connection.close()
@@ -172,8 +203,8 @@ class Engines:
         return Upstream(model, endpoint, connection, head, sent_at)
 
 
-def request_bytes(call: Call, endpoint: Endpoint, body: bytes) -> bytes:
-    """The request as it goes to the engine.
+def request_bytes(call: Call, endpoint: Endpoint, body: bytes, key: str | None) -> bytes:
+    """The request as it goes to the engine, with a key of its.
 
     The caller's headers are not forwarded but for a few by name: hop-by-hop headers, credentials, cookies
     and vLLM's control headers (data-parallel rank, load metrics) stop here.
@@ -187,6 +218,6 @@ def request_bytes(call: Call, endpoint: Endpoint, body: bytes) -> bytes:
         f"x-request-id: {call.request_id}\r\n".encode("latin-1")
     ]
     lines += [b"%b: %b\r\n" % (name, call.headers[name]) for name in _FORWARDED if name in call.headers]
-    if endpoint.key is not None:
-        lines.append(f"authorization: Bearer {endpoint.key}\r\n".encode("latin-1"))
+    if key is not None:
+        lines.append(f"authorization: Bearer {key}\r\n".encode("latin-1"))
     return b"".join((*lines, b"\r\n", body))

@@ -19,6 +19,7 @@ from vllm_gateway.routing.table import Endpoint
 from vllm_gateway.upstream.http1 import MAX_HEAD_BYTES, Body, ChunkedBody, EofBody, Head, parse_head
 
 _MAX_EARLY = 256 * 1024
+_NOT_CHUNKED = ChunkedBody()  # in place of none, which would have to be asked for with each read
 
 
 class Sink(Protocol):
@@ -46,7 +47,7 @@ class Connection(asyncio.Protocol):
         self._body: Body | None = None
         self._sink: Sink | None = None
         self._tap: Tap | None = None
-        self._chunks: ChunkedBody | None = None
+        self._chunks = _NOT_CHUNKED
         self._failure: UpstreamFailure | None = None
         self._keep_alive = False
         self._paused = False
@@ -82,8 +83,8 @@ class Connection(asyncio.Protocol):
         how many bytes it has taken: whole chunks, and never the last one, of size 0.
         """
         self._sink = sink
-        self._chunks = self._body if isinstance(self._body, ChunkedBody) else None
-        self._tap = tap if self._chunks is not None else None
+        if isinstance(self._body, ChunkedBody):
+            self._chunks, self._tap = self._body, tap
         early, self._buffer = self._buffer, b""
         self.resume()
         if early:
@@ -123,8 +124,9 @@ class Connection(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        if self._tap is not None and self._chunks is not None and self._chunks.between:
-            taken = self._tap(data)
+        tap = self._tap
+        if tap is not None and self._chunks.between:
+            taken = tap(data)
             if taken == len(data):
                 return
             data = data[taken:] if taken else data

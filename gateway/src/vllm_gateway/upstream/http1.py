@@ -99,13 +99,26 @@ class ChunkedBody:
         data = self._held + data
         self._held = b""
         payload: list[bytes] = []
-        position = 0
+        position = 0 if self._left else self._whole_chunks(data, payload)
         while position < len(data) and not self.done:
             step = self._take if self._left else self._next_chunk
             position = step(data, position, payload)
         self.surplus = self.done and position < len(data)
         self.between = not (self._left or self._held or self.done)
         return b"".join(payload)
+
+    @staticmethod
+    def _whole_chunks(data: bytes, payload: list[bytes]) -> int:
+        """Where the chunks end that `data` begins with and holds whole; the last chunk is none of them."""
+        position = 0
+        while (line := _CHUNK_LINE.match(data, position)) is not None:
+            start = line.end()
+            end = start + int(line[1], 16)
+            if end == start or data[end : end + 2] != b"\r\n":
+                break
+            payload.append(data[start:end])
+            position = end + 2
+        return position
 
     def _take(self, data: bytes, position: int, payload: list[bytes]) -> int:
         """Payload up to the chunk's end, then its CRLF, either of which may be split anywhere."""

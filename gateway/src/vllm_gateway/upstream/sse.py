@@ -18,19 +18,21 @@ class Events:
     """Cuts a stream into blocks of whole events, whatever the reads were.
 
     An incomplete event is held, at most `MAX_HELD` bytes of it: a larger one is let through in pieces
-    (`inside` is then true until its end), so that memory is bounded.
+    (`inside` is then true until its end), so that memory is bounded. `between` is true where the next byte is
+    an event's first.
     """
 
-    __slots__ = ("_held", "inside")
+    __slots__ = ("_held", "between", "inside")
 
     def __init__(self) -> None:
         self._held = b""
         self.inside = False
+        self.between = True
 
     def feed(self, data: bytes) -> bytes:
         """Everything up to the last whole event's end; `b""` if there is none yet."""
         if not self._held and data.endswith(b"\n\n"):
-            self.inside = False
+            self.inside, self.between = False, True
             return data
         return self._cut(self._held + data)
 
@@ -39,15 +41,11 @@ class Events:
         if end:
             self.inside = False
         if len(data) - end > MAX_HELD:
-            self.inside, self._held = True, b""
+            self.inside, self._held, self.between = True, b"", False
             return data
         self._held = data[end:]
+        self.between = not (self._held or self.inside)
         return data[:end]
-
-    @property
-    def between(self) -> bool:
-        """Whether the next byte is an event's first."""
-        return not (self._held or self.inside)
 
     def rest(self) -> bytes:
         """What is left of an event that never ended; per the specification a reader discards it."""
@@ -63,8 +61,11 @@ def last_event_end(data: bytes) -> int:
 
 def split(block: bytes) -> list[bytes]:
     """The events of a block of whole events, each with its empty line, in order and without loss."""
-    events: list[bytes] = []
-    start = 0
+    if b"\r" not in block:  # as vLLM writes it
+        *events, rest = block.split(b"\n\n")
+        whole = [event + b"\n\n" for event in events]
+        return [*whole, rest] if rest else whole
+    events, start = [], 0
     for end in _EVENT_END.finditer(block):
         events.append(block[start : end.end()])
         start = end.end()

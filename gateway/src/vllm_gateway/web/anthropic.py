@@ -67,7 +67,7 @@ class AnthropicDialect:
 
     limits: RequestLimits
 
-    def stream(self) -> AnthropicStream:
+    def stream(self, _engine: str = "", /) -> AnthropicStream:
         return AnthropicStream()
 
     def unary(self, body: bytes, account: Account) -> bytes:

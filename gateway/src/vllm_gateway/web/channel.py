@@ -50,6 +50,10 @@ class Channel(Protocol):
         """Whole chunks in HTTP's own framing, as an engine sent them; only where `forwards`."""
         ...
 
+    def direct(self) -> Callable[[bytes], None] | None:
+        """`forward` without its looks, once the head has gone out; None where there is no such way."""
+        ...
+
     def finish(self, block: bytes = b"") -> None:
         """The body's last block and its end."""
         ...
@@ -76,6 +80,10 @@ class Channel(Protocol):
 
     async def ready(self) -> None:
         """Until the caller has read, nearly, what was answered before on its connection."""
+        ...
+
+    def unread(self) -> int:
+        """Bytes that were written and that the caller has not read, as far as can be known here."""
         ...
 
     async def close(self) -> None:
@@ -131,6 +139,10 @@ class RawChannel:
             chunks, self._head = self._head + chunks, b""
         self._transport.write(chunks)
 
+    def direct(self) -> Callable[[bytes], None] | None:
+        # A transport that was lost ignores what is written to it; its owner is cancelled in the next turn.
+        return self._transport.write if self.forwards and not self._head else None
+
     def flush(self) -> None:
         if self._head:
             self.forward(b"")
@@ -180,6 +192,9 @@ class RawChannel:
     async def ready(self) -> None:
         if self._protocol.flow.write_paused:
             await self._protocol.flow.drain()
+
+    def unread(self) -> int:
+        return self._protocol.unread()
 
     async def close(self) -> None:
         self._release()
@@ -234,6 +249,9 @@ class AsgiChannel:
     def forward(self, chunks: bytes) -> None:
         raise NotImplementedError("ASGI servers frame by themselves")
 
+    def direct(self) -> None:
+        """There is none."""
+
     def flush(self) -> None:
         """What was put is sent by the owner's task."""
 
@@ -262,6 +280,9 @@ class AsgiChannel:
 
     async def ready(self) -> None:
         """The server's `send` waits by itself."""
+
+    def unread(self) -> int:
+        return self._queued
 
     async def close(self) -> None:
         if not self.gone:

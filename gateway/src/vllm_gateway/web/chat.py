@@ -21,14 +21,16 @@ from vllm_gateway.policy import envelope
 from vllm_gateway.routing.table import Model, Table
 from vllm_gateway.settings import RequestLimits
 from vllm_gateway.upstream import sse
-from vllm_gateway.web.dialect import Account, Shortcut
+from vllm_gateway.web.dialect import Account, Shape, Shortcut
 from vllm_gateway.web.openai import Request, choose_default, conversation_prefix
 
 UPSTREAM_PATH = "/v1/chat/completions"
 MAX_EVENT_BYTES = 1200
-_MAX_QUICK = MAX_EVENT_BYTES - 40
-# The inside of a JSON string that is ASCII: it may go into another one as it is.
-_PLAIN = re.compile(rb'(?:[ !#-\[\]-~]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*+')
+# The inside of a JSON string that is ASCII and fits one event: it may go into another one as it is.
+_PLAIN = re.compile(
+    rb'(?=.{1,%d}\Z)[ !#-\[\]-~]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[ !#-\[\]-~]*+)*+'
+    % (MAX_EVENT_BYTES - 40)
+)
 _CHAT_KEYS = frozenset({"model", "message", "messages", "temperature", "max_tokens"})
 
 
@@ -130,6 +132,18 @@ def text_events(key: str, text: str) -> Iterator[bytes]:
         text = text[len(piece) :]
 
 
+def _name_of(key: str) -> str:
+    return "reasoning" if key.startswith("reasoning") else "token"
+
+
+def _shape(name: str) -> Shape:
+    head, foot = b'data: {"%b": "' % name.encode(), b'"}\n\n'
+    return Shape(head, foot, _PLAIN.fullmatch, len(head) + len(foot))
+
+
+_SHAPES = {name: _shape(name) for name in ("reasoning", "token")}
+
+
 def _retold(key: str, text: bytes) -> bytes:
     """The inside of a JSON string that is long, not ASCII or not quite JSON."""
     try:
@@ -163,17 +177,17 @@ class ChatStream(Shortcut):
         return b"".join(part for part in map(self._translate, sse.split(block)) if part)
 
     def rewrite(self, key: str, texts: Sequence[bytes]) -> bytes:
-        name = "reasoning" if key.startswith("reasoning") else "token"
-        head = b'data: {"%b": "' % name.encode()
+        shape, name = self.shape(key), _name_of(key)
         return b"".join(
             [
-                b'%b%b"}\n\n' % (head, text)
-                if len(text) <= _MAX_QUICK and _PLAIN.fullmatch(text) is not None
-                else _retold(name, text)
+                b"%b%b%b" % (shape.head, text, shape.foot) if shape.fits(text) else _retold(name, text)
                 for text in texts
                 if text
             ]
         )
+
+    def shape(self, key: str) -> Shape:
+        return _SHAPES[_name_of(key)]
 
     def has_token(self, block: bytes) -> bool:
         return any(
@@ -258,7 +272,7 @@ class ChatDialect:
 
     model: str
 
-    def stream(self) -> ChatStream:
+    def stream(self, _engine: str = "", /) -> ChatStream:
         return ChatStream(self.model)
 
     def unary(self, body: bytes, account: Account) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,17 +45,36 @@ def _count(value: object, default: int) -> int:
     return value if isinstance(value, int) and value >= 0 else default
 
 
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a dialect makes of one ordinary token event: `head`, the text as the engine wrote it, `foot`.
+
+    `fits` says of a text (the inside of a JSON string) whether that is all there is to do.
+    """
+
+    head: bytes
+    foot: bytes
+    fits: Callable[[bytes], object]
+    around: int  # the length of head and foot
+
+
 class Shortcut:
     """A stream dialect that has no need to see ordinary token events: those that differ in their text only.
 
     `verbatim` ones let them pass as they are. Others make their own of the texts, each the inside of a JSON
-    string; `key` says where in vLLM's event it stood (`content`, `reasoning`, `text`).
+    string; `key` says where in vLLM's event it stood (`content`, `reasoning`, `text`). While a dialect
+    `holds` something back, every event comes to `block`.
     """
 
     verbatim = True
+    holds = False
 
     def rewrite(self, key: str, texts: Sequence[bytes]) -> bytes:
         raise NotImplementedError(key, texts)
+
+    def shape(self, key: str) -> Shape | None:  # noqa: ARG002 - of those that are not verbatim
+        """The same for one text, where it is that simple."""
+        return None
 
 
 class StreamDialect(Protocol):
@@ -83,7 +102,9 @@ class StreamDialect(Protocol):
 class Dialect(Protocol):
     """One request's side of a family."""
 
-    def stream(self) -> StreamDialect: ...
+    def stream(self, engine: str = "", /) -> StreamDialect:
+        """For one stream, of the engine with this endpoint's id."""
+        ...
 
     def unary(self, body: bytes, account: Account) -> bytes:
         """The body for the caller, from the engine's. Raises GatewayError where it cannot be read."""

@@ -29,7 +29,6 @@ from vllm_gateway.web.routes import ROUTES
 from vllm_gateway.web.services import CALLER, Services
 
 _LOG = logging.getLogger("vllm_gateway.web")
-_ACCESS = logging.getLogger("vllm_gateway.access")
 _OPEN = frozenset({"/health", "/docs", "/docs/oauth2-redirect", "/openapi.json"})  # never need a key
 _KNOWN_PATHS = frozenset({"/models", "/health", "/v1/models", "/docs", "/openapi.json"})
 
@@ -163,11 +162,10 @@ class Edge:
         metrics.duration.labels(exchange.model, exchange.route).observe(seconds)
         if exchange.trace is not None:
             exchange.trace.end(exchange.route, exchange.model, status, exchange.outcome)
-        if _ACCESS.isEnabledFor(logging.INFO):
-            fields = _fields(exchange) | {"status": status, "seconds": round(seconds, 4)}
-            if exchange.outcome:
-                fields["outcome"] = exchange.outcome
-            _ACCESS.info("request", extra={"fields": fields})
+        fields = _fields(exchange) | {"status": status, "seconds": round(seconds, 4)}
+        if exchange.outcome:
+            fields["outcome"] = exchange.outcome
+        self._services.access_log(fields)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from vllm_gateway.errors import GatewayError, bad_request, internal_error, openai_body
+from vllm_gateway.web.openai import stored_not_kept
+
+# What OpenAI's clients ask for a stored response: retrieve, delete, cancel, its input items, compact.
+_STORED = re.compile(r"/v1/responses/[^/]+(/(cancel|input_items|compact))?")
 
 
 def response_for(error: GatewayError) -> Response:
@@ -23,6 +28,8 @@ async def _gateway_error(_: Request, error: GatewayError) -> Response:
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
     where = f"{request.method} {request.url.path}"
+    if error.status_code == 404 and _STORED.fullmatch(request.url.path):
+        return response_for(stored_not_kept(where))
     if error.status_code == 404:
         return response_for(GatewayError(404, "not_found", f"There is no {where}; see GET /docs."))
     if error.status_code == 405:

@@ -66,25 +66,24 @@ class Management:
         if scope["type"] != "http":
             return
         route = self._routes.get(scope["path"])
-        status, kind, body = _text(404, "not found") if route is None else route()
-        if scope["method"] not in ("GET", "HEAD"):
-            status, kind, body = _text(405, "use GET")
-        headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(body))]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await respond(scope, send, text_page(404, "not found") if route is None else route())
 
     def _metrics(self) -> Answer:
         return 200, CONTENT_TYPE_LATEST, generate_latest(self._services.metrics.registry)
 
     def _livez(self) -> Answer:
         silent = time.monotonic() - self._services.lifecycle.beat
-        return _text(200, "ok") if silent < _STUCK_SECONDS else _text(503, f"stuck for {silent:.0f} s")
+        return (
+            text_page(200, "ok") if silent < _STUCK_SECONDS else text_page(503, f"stuck for {silent:.0f} s")
+        )
 
     def _readyz(self) -> Answer:
         if self._services.lifecycle.draining:
-            return _text(503, "draining")
+            return text_page(503, "draining")
         table = self._services.table()
-        return _text(200, "ok") if table.complete else _text(503, "; ".join(table.notes) or "starting")
+        return (
+            text_page(200, "ok") if table.complete else text_page(503, "; ".join(table.notes) or "starting")
+        )
 
     def _load(self) -> Answer:
         return 200, "application/json", json.dumps(load_report(self._services)).encode()
@@ -110,5 +109,13 @@ def load_report(services: Services) -> dict[str, Any]:
     return {"started_at": lifecycle.started_at, "draining": lifecycle.draining, "models": models}
 
 
-def _text(status: int, text: str) -> Answer:
+async def respond(scope: Scope, send: Send, answer: Answer) -> None:
+    """Sends a page of the management port, to who asks with GET or HEAD."""
+    status, kind, body = answer if scope["method"] in ("GET", "HEAD") else text_page(405, "use GET")
+    headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def text_page(status: int, text: str) -> Answer:
     return status, "text/plain; charset=utf-8", text.encode() + b"\n"

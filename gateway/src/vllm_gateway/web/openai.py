@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vllm_gateway.errors import GatewayError, bad_request, openai_error, retry_hint
 from vllm_gateway.policy import envelope
@@ -36,7 +36,7 @@ class Reading:
     stored: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: each request builds one, and freezing costs a call a field
 class Request:
     """A body that has been understood. `strip_usage`: the usage event was asked for by the gateway alone."""
 
@@ -140,6 +140,15 @@ def stored_elsewhere(what: str, replicas: int, param: str | None = None) -> Gate
     return bad_request(text, param=param, code="stored_responses_not_offered")
 
 
+def stored_not_kept(what: str) -> GatewayError:
+    """For whoever wants a stored response back: `what` is the request."""
+    text = (
+        f"{what} needs a stored response, which one replica of an engine has in its memory: they are not "
+        "offered here. Read the answer of POST /v1/responses, and send the whole conversation in 'input'."
+    )
+    return bad_request(text, code="stored_responses_not_offered")
+
+
 def _flag(body: bytes, span: Span | None, key: str) -> bool:
     value = envelope.decode(body, span, key) if span is not None else None
     if value is None or isinstance(value, bool):
@@ -160,16 +169,38 @@ def _ask_for_usage(body: bytes, spans: dict[str, Span]) -> tuple[list[tuple[Span
     return [], False  # not valid: the engine says so
 
 
+class Fingerprints:
+    """What each engine has for a `system_fingerprint`, learnt from its usage events, for so many engines."""
+
+    def __init__(self, most: int = 4096) -> None:
+        self._most = most
+        self._known: dict[str, str] = {}
+
+    def of(self, engine: str) -> str | None:
+        return self._known.get(engine)
+
+    def learn(self, engine: str, fingerprint: str) -> None:
+        if len(self._known) >= self._most:
+            self._known.clear()
+        self._known[engine] = fingerprint
+
+
 class OpenAIStream(Shortcut):
     """Events pass as they are; those that end, fail or account for a stream are looked into.
 
-    Where the usage event is taken out, events that finish a choice wait for it, which follows at once: vLLM
-    puts the `system_fingerprint` into the very last event, and into those had nobody asked for usage.
+    vLLM puts its `system_fingerprint` into the very last event, the usage event, and had nobody asked for
+    usage into each that finishes a choice. So where the usage event is taken out, those that finish wait for
+    it (`holds`). Of several choices (`n`) only the last ones do: an event of a choice that goes on sends what
+    waits before it, with the fingerprint that `engine` had before, or without one in its first stream.
     """
 
-    def __init__(self, *, strip_usage: bool) -> None:
+    def __init__(
+        self, *, strip_usage: bool, fingerprints: Fingerprints | None = None, engine: str = ""
+    ) -> None:
         self.account = Account()
         self._strip_usage = strip_usage
+        self._fingerprints = fingerprints or Fingerprints()
+        self._engine = engine
         self._finishing: list[bytes] = []
 
     def block(self, block: bytes) -> bytes:
@@ -182,7 +213,7 @@ class OpenAIStream(Shortcut):
             or b'"error"' in block
         ):
             return b"".join(map(self._passed, sse.split(block)))
-        return block
+        return self._released_early() + block if self.holds and sse.has_data(block) else block
 
     def has_token(self, block: bytes) -> bool:
         return any(_is_token(sse.data_of(event)) for event in sse.split(block))
@@ -202,7 +233,7 @@ class OpenAIStream(Shortcut):
             return self._released(None) + event
         document = json_object(data)
         if document is None:
-            return event
+            return event if data is None else self._released_early() + event
         if document.get("error"):
             self.account.failure = "in_band_error"
         usage, choices = document.get("usage"), document.get("choices")
@@ -215,13 +246,19 @@ class OpenAIStream(Shortcut):
         if finishes and usage:  # the engine was started to count in every event: the last is not ours to take
             self._strip_usage = False
         if not finishes or usage:
-            return event
+            return self._released_early() + event
         self._finishing.append(event)
+        self.holds = True
         return b""
+
+    def _released_early(self) -> bytes:
+        return self._released(self._fingerprints.of(self._engine)) if self.holds else b""
 
     def _released(self, fingerprint: object) -> bytes:
         events, self._finishing = self._finishing, []
+        self.holds = False
         if isinstance(fingerprint, str):
+            self._fingerprints.learn(self._engine, fingerprint)
             events = [_with_fingerprint(event, json.dumps(fingerprint).encode()) for event in events]
         return b"".join(events)
 
@@ -254,7 +291,7 @@ def json_object(data: bytes | None) -> dict[str, object] | None:
     if data is None:
         return None
     try:
-        document = json.loads(data)
+        document = envelope.json_value(data)
     except (ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
@@ -275,9 +312,10 @@ class OpenAIDialect:
 
     limits: RequestLimits
     strip_usage: bool
+    fingerprints: Fingerprints = field(default_factory=Fingerprints)
 
-    def stream(self) -> OpenAIStream:
-        return OpenAIStream(strip_usage=self.strip_usage)
+    def stream(self, engine: str = "", /) -> OpenAIStream:
+        return OpenAIStream(strip_usage=self.strip_usage, fingerprints=self.fingerprints, engine=engine)
 
     def unary(self, body: bytes, account: Account) -> bytes:
         count_whole(body, account, self.limits)

@@ -10,17 +10,24 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import logging
 import re
 import socket
+from collections import deque
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
+import httptools
+from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
 from vllm_gateway.errors import GatewayError, openai_body
 from vllm_gateway.settings import RequestLimits
+from vllm_gateway.web.stall import StallWatch, unread_bytes
 
+_LOG = logging.getLogger("uvicorn.error")
 _LINGER_SECONDS = 1.0
 _UPGRADE = re.compile(rb"\r\nupgrade(\s*:)", re.IGNORECASE)
 EXTENSION = "vllm_gateway.connection"
@@ -34,7 +41,7 @@ class Listener(Protocol):
     def connection_lost(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: each request builds one, and freezing costs a call a field
 class Raw:
     """What the scope's extension holds: this request's connection and its own cycle.
 
@@ -49,14 +56,37 @@ class Raw:
 class GatewayProtocol(HttpToolsProtocol):
     """One connection of a caller."""
 
-    def __init__(self, limits: RequestLimits, write_stall: float, **uvicorn: Any) -> None:
-        super().__init__(**uvicorn)
+    def __init__(  # not uvicorn's: it looks up loggers, with a lock, for each connection
+        self,
+        limits: RequestLimits,
+        write_stall: float,
+        *,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self.config, self.app, self.app_state = config, config.loaded_app, app_state
+        self.loop = _loop or asyncio.get_running_loop()
+        self.logger, self.access_logger, self.access_log = _LOG, _LOG, False
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.ws_protocol_class, self.root_path = None, config.root_path
+        self.asgi_version, self.limit_concurrency = config.asgi_version, config.limit_concurrency
+        self.timeout_keep_alive_task = None
+        self.timeout_keep_alive = config.timeout_keep_alive
+        self.server_state = server_state
+        self.connections, self.tasks = server_state.connections, server_state.tasks
+        self.server = self.client = None
+        self.pipeline = deque()
+        self.expect_100_continue = False
+        self.cycle = None  # type: ignore[assignment]
         self._limits = limits
         self._write_stall = write_stall
         self._in_head = False
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
-        self._stall_timer: asyncio.TimerHandle | None = None
+        self._stall: StallWatch | None = None
         self._refusal: GatewayError | None = None
         self.listener: Listener | None = None
 
@@ -72,23 +102,23 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_head_timer()
-        self._cancel_stall_timer()
+        self._stop_stall_watch()
         super().connection_lost(exc)
         if self.listener is not None:  # nobody waits in receive(): the owner of the answer must be woken
             self.listener.connection_lost()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._cancel_stall_timer()
+        self._stop_stall_watch()
         # Whatever was written last, and though nobody waits for it: a caller that reads nothing must not
         # hold it for ever. A stream gives up a little earlier, and says why in its metrics.
-        self._stall_timer = self.loop.call_later(self._write_stall + 1.0, self.transport.abort)
+        self._stall = StallWatch(self.loop, self._write_stall + 1.0, self.unread, self.transport.abort)
         if self.listener is not None:
             self.listener.pause_writing()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._cancel_stall_timer()
+        self._stop_stall_watch()
         if self.listener is not None:
             self.listener.resume_writing()
 
@@ -123,7 +153,7 @@ class GatewayProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._cancel_head_timer()
-        size = sum(len(name) + len(value) for name, value in self.headers)
+        size = sum([len(name) + len(value) for name, value in self.headers])
         if size > self._limits.header_bytes or len(self.headers) > self._limits.header_count:
             self._refusal = _head_too_large(self._limits)
             raise _Refused
@@ -166,10 +196,14 @@ class GatewayProtocol(HttpToolsProtocol):
             self._head_timer.cancel()
             self._head_timer = None
 
-    def _cancel_stall_timer(self) -> None:
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
-            self._stall_timer = None
+    def unread(self) -> int:
+        """Bytes that were written and that the caller has not read."""
+        return unread_bytes(self.transport)
+
+    def _stop_stall_watch(self) -> None:
+        if self._stall is not None:
+            self._stall.stop()
+            self._stall = None
 
     def _head_too_slow(self) -> None:
         self._head_timer = None

@@ -15,14 +15,15 @@ from vllm_gateway.settings import Timeouts
 from vllm_gateway.telemetry import Gaps
 from vllm_gateway.upstream.attempt import Call, Upstream
 from vllm_gateway.upstream.http1 import Head
-from vllm_gateway.upstream.sse import Events, has_data, last_event
-from vllm_gateway.upstream.template import Template, learn
+from vllm_gateway.upstream.sse import Events, has_data
 from vllm_gateway.web.channel import Channel, Headers
-from vllm_gateway.web.dialect import Account, Dialect, Shortcut, StreamDialect
+from vllm_gateway.web.dialect import Account, Dialect, StreamDialect
 from vllm_gateway.web.exchange import Exchange
 from vllm_gateway.web.openai import Request
 from vllm_gateway.web.replay import MISS, Place, RecordedStream
 from vllm_gateway.web.services import Services
+from vllm_gateway.web.stall import StallWatch
+from vllm_gateway.web.tokens import Tokens
 from vllm_gateway.web.waiting import wait_for_place
 
 _LOG = logging.getLogger("vllm_gateway.relay")
@@ -33,8 +34,6 @@ _SSE_HEADERS: Headers = [
     (b"x-accel-buffering", b"no"),
 ]
 _COMMENT = ord(":")
-_LESSONS = 8
-_NONE = Shortcut()
 
 
 def _ignore(_: bytes) -> None:
@@ -54,21 +53,16 @@ class Stream:
         self._channel = channel
         self._upstream = upstream
         self._dialect = dialect
-        self._gaps = gaps
         self._events = Events()
         self._write: Callable[[bytes], None] = channel.write
-        self._forward = channel.forward
-        self._shortcut = dialect if isinstance(dialect, Shortcut) else _NONE
-        self._verbatim = self._shortcut.verbatim
-        self._template: Template | None = None
-        self._lessons = 0 if self._shortcut is _NONE else _LESSONS
         self._now = self._loop.time
+        self._tokens = Tokens(channel, self._events, dialect, gaps, self._now, upstream.sent_at)
+        self.tap = self._tokens.tap
         limits = upstream.model.limits
         self._first_token_timeout = limits.first_token or timeouts.first_token
         self._idle_timeout = limits.idle or timeouts.idle
         self._write_stall = timeouts.write_stall
-        self._last = upstream.sent_at
-        self._stalled: asyncio.TimerHandle | None = None
+        self._stalled: StallWatch | None = None
         self.first_token_at: float | None = None
         self._watchdog = self._loop.call_at(self._deadline(), self._check_progress)
         self.outcome = "client_closed"  # until the stream ends in another way
@@ -77,23 +71,9 @@ class Stream:
 
     # upstream.client.Sink
 
-    def tap(self, data: bytes) -> int:
-        """Ordinary token events, straight from one connection to the other; see `upstream.template`."""
-        template = self._template
-        if template is None or not self._events.between:
-            return 0
-        taken, texts = template.scan(data)
-        if not texts:
-            return 0
-        if self._verbatim:
-            self._forward(data if taken == len(data) else data[:taken])
-        elif sent := self._shortcut.rewrite(template.key, texts):
-            self._write(sent)
-        self._count(len(texts))
-        return taken
-
     def data(self, payload: bytes) -> None:
         sent = self._take(payload)
+        self._tokens.look()
         if sent:
             self._write(sent)
 
@@ -106,25 +86,11 @@ class Stream:
         if block[0] == _COMMENT and not has_data(block):
             return sent
         if self.first_token_at is not None:
-            self._count(block.count(b"\n\n"))
-            self._learn(block)
+            self._tokens.more(block)
         elif self._dialect.has_token(block):
-            self.first_token_at = self._last = self._now()
-            self._dialect.account.token_events += block.count(b"\n\n")
-            self._learn(block)
+            self._tokens.first(block)
+            self.first_token_at = self._tokens.last
         return sent
-
-    def _count(self, events: int) -> None:
-        now = self._now()
-        self._gaps.observe(now - self._last, events)
-        self._dialect.account.token_events += events
-        self._last = now
-
-    def _learn(self, block: bytes) -> None:
-        """Looks how the engine's token events are made, a few times: not all streams have a template."""
-        if self._lessons and (self._channel.forwards or not self._verbatim):
-            self._lessons -= 1
-            self._template = learn(last_event(block)) or self._template
 
     def end(self, payload: bytes) -> None:
         """The engine's body is complete; the stream is, if its terminator has come."""
@@ -159,13 +125,14 @@ class Stream:
     def pause(self) -> None:
         self._upstream.connection.pause()
         if self._stalled is None:
-            self._stalled = self._loop.call_later(self._write_stall, self._give_up_writing)
+            unread = self._channel.unread
+            self._stalled = StallWatch(self._loop, self._write_stall, unread, self._give_up_writing)
 
     def resume(self) -> None:
         if self._stalled is not None:
-            self._stalled.cancel()
+            self._stalled.stop()
             self._stalled = None
-        self._last = self._now()  # the engine could not show progress meanwhile
+        self._tokens.last = self._now()  # the engine could not show progress meanwhile
         self._upstream.connection.resume()
 
     # Ends
@@ -174,9 +141,10 @@ class Stream:
         """Stops the timers; nothing is delivered any more."""
         self._watchdog.cancel()
         if self._stalled is not None:
-            self._stalled.cancel()
+            self._stalled.stop()
         self._channel.flow = None
-        self._template, self._write = None, _ignore  # the engine may still send, until its connection closes
+        self._tokens.close()
+        self._write = _ignore  # the engine may still send, until its connection closes
         if not self.done.done():
             self.done.set_result(None)
 
@@ -196,7 +164,7 @@ class Stream:
 
     def _deadline(self) -> float:
         waiting = self.first_token_at is None
-        return self._last + (self._first_token_timeout if waiting else self._idle_timeout)
+        return self._tokens.last + (self._first_token_timeout if waiting else self._idle_timeout)
 
     def _check_progress(self) -> None:
         """Runs once a timeout, not once an event: it looks when the last event was."""
@@ -310,7 +278,7 @@ class RelayResponse:
             await self._keep(_SSE_HEADERS[0][1], recorded.body())
 
     def _stream_dialect(self, upstream: Upstream) -> tuple[StreamDialect, Recorder | None]:
-        dialect = self.dialect.stream()
+        dialect = self.dialect.stream(upstream.endpoint.id)
         if self.place is None or self.place.model != upstream.model.key:
             return dialect, None
         recorded = RecordedStream(dialect, self.place.limit)

@@ -68,5 +68,5 @@ class ResponsesStream:
 class ResponsesDialect(OpenAIDialect):
     """One request of `/v1/responses`; whole answers and errors are as in OpenAI's other routes."""
 
-    def stream(self) -> ResponsesStream:  # type: ignore[override]
+    def stream(self, _engine: str = "", /) -> ResponsesStream:  # type: ignore[override]
         return ResponsesStream()

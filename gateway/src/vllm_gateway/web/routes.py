@@ -11,7 +11,7 @@ from vllm_gateway.errors import GatewayError, anthropic_body, chat_body, openai_
 from vllm_gateway.policy.keys import ANONYMOUS
 from vllm_gateway.routing.pick import Hint
 from vllm_gateway.routing.table import Model
-from vllm_gateway.settings import RequestLimits, RoutingSettings, Timeouts
+from vllm_gateway.settings import RoutingSettings, Timeouts
 from vllm_gateway.upstream.attempt import Call
 from vllm_gateway.web import audio, chat, openai, replay
 from vllm_gateway.web.anthropic import AnthropicDialect
@@ -53,13 +53,13 @@ class Route:
     form: bool = False
 
 
-def _json(path: str, reading: Reading, dialect_of: Callable[[RequestLimits, Request], Dialect]) -> Handler:
+def _json(path: str, reading: Reading, dialect_of: Callable[[Services, Request], Dialect]) -> Handler:
     async def handle(services: Services, exchange: Exchange) -> None:
         settings = services.settings
         body = await exchange.body(settings.limits)
         table = services.admission.view(services.table(), exchange.caller)
         request = openai.understand(body, table, settings.limits, reading, settings.default_model)
-        await _relay(services, exchange, request, dialect_of(settings.limits, request), path, body)
+        await _relay(services, exchange, request, dialect_of(services, request), path, body)
 
     return handle
 
@@ -71,7 +71,7 @@ def _form(path: str) -> Handler:
         table = services.admission.view(services.table(), exchange.caller)
         kind = exchange.headers[b"content-type"]
         request = audio.understand(body, kind, table, settings.default_model)
-        await _relay(services, exchange, request, _openai_dialect(settings.limits, request), path, body)
+        await _relay(services, exchange, request, _openai_dialect(services, request), path, body)
 
     return handle
 
@@ -88,16 +88,16 @@ def _chat(*, stream: bool) -> Handler:
     return handle
 
 
-def _openai_dialect(limits: RequestLimits, request: Request) -> Dialect:
-    return OpenAIDialect(limits, strip_usage=request.strip_usage)
+def _openai_dialect(services: Services, request: Request) -> Dialect:
+    return OpenAIDialect(services.settings.limits, request.strip_usage, services.fingerprints)
 
 
-def _responses_dialect(limits: RequestLimits, _: Request) -> Dialect:
-    return ResponsesDialect(limits, strip_usage=False)
+def _responses_dialect(services: Services, _: Request) -> Dialect:
+    return ResponsesDialect(services.settings.limits, strip_usage=False)
 
 
-def _anthropic_dialect(limits: RequestLimits, _: Request) -> Dialect:
-    return AnthropicDialect(limits)
+def _anthropic_dialect(services: Services, _: Request) -> Dialect:
+    return AnthropicDialect(services.settings.limits)
 
 
 async def _relay(

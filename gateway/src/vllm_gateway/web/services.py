@@ -11,9 +11,10 @@ from vllm_gateway.policy.cache import Store
 from vllm_gateway.policy.queue import Queues
 from vllm_gateway.routing.table import Table
 from vllm_gateway.settings import Settings
-from vllm_gateway.telemetry import Metrics
+from vllm_gateway.telemetry import AccessLog, Metrics
 from vllm_gateway.tracing import Tracing
 from vllm_gateway.upstream.attempt import Engines
+from vllm_gateway.web.openai import Fingerprints
 
 CALLER = "vllm_gateway.caller"  # where the scope of a FastAPI route has the caller
 
@@ -38,5 +39,7 @@ class Services:
     queues: Queues
     answers: Store
     metrics: Metrics
+    access_log: AccessLog
     lifecycle: Lifecycle
     tracing: Tracing | None = None
+    fingerprints: Fingerprints = field(default_factory=Fingerprints)

@@ -1,0 +1,306 @@
+"""`--workers N`: several processes that are one gateway to whoever calls, watches or stops it.
+
+Real processes. Proves: all workers serve; metrics and /load on the one management port are their sum, and
+counters do not fall when a worker dies; one that is killed is started anew, with a line in the log, while
+the others go on; /readyz is 200 only while all are ready; SIGTERM lets running streams end and leaves no
+process; Ctrl+C twice does not wait; workers whose parent is killed drain by themselves; a taken port, also
+one that another such gateway shares, and settings that no worker can use are one line and exit code 2. And
+of the sums: what a worker had counted stays, and of each gauge it is decided whether it is added up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import engine as fake
+import pytest
+from engine import DONE, ROLE, FakeEngine, token
+from gateway_process import Process, running_process
+from http_caller import Caller, ask, get, until
+from own_port import OwnPort
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from vllm_gateway.telemetry import Metrics
+from vllm_gateway.together import GREATEST, Totals, add_loads
+from vllm_gateway.workers import Child
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+PATH = "/v1/chat/completions"
+TWO: dict[str, Any] = {"ready": ":/readyz", "workers": 2, "shutdownDelay": "300ms", "drainTimeout": "20s"}
+
+
+class Held:
+    """An engine's script: streams with the id `held` end only when they are let go."""
+
+    def __init__(self) -> None:
+        self.let_go = asyncio.Event()
+
+    async def __call__(self, reply: fake.Reply) -> None:
+        await reply.head()
+        await reply.chunk(ROLE + token("a"))
+        if reply.request.headers["x-request-id"] == "held":
+            await self.let_go.wait()
+        await reply.chunk(token("b") + DONE)
+        await reply.end()
+
+
+async def begin(gateway: Process) -> Caller:
+    """A held stream, of which the first tokens are here."""
+    caller = await Caller.connect(gateway.port)
+    caller.send(PATH, CHAT, headers={"x-request-id": "held"})
+    await caller.head()
+    await caller.chunk()
+    return caller
+
+
+async def ends_well(caller: Caller) -> bool:
+    """False where the connection breaks. Leaves."""
+    async with caller:
+        try:
+            return b"".join(await caller.chunks()) == token("b") + DONE
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return False
+
+
+def pids(gateway: Process, name: str) -> list[int]:
+    """Of the processes with this name, the oldest first."""
+    return [int(line["pid"]) for line in gateway.lines("started") if line["process"] == name]
+
+
+def all_gone(gateway: Process) -> bool:
+    return not any(Path(f"/proc/{line['pid']}").exists() for line in gateway.lines("started"))
+
+
+async def metric(gateway: Process, name: str, **labels: str) -> float:
+    text = (await get(gateway.management, "/metrics")).body.decode()
+    samples = (item for family in text_string_to_metric_families(text) for item in family.samples)
+    return sum(
+        s.value for s in samples if s.name == f"vllm_gateway_{name}" and labels.items() <= s.labels.items()
+    )
+
+
+async def ready(gateway: Process) -> bool:
+    return (await get(gateway.management, "/readyz")).status == 200
+
+
+async def test_all_serve_all_is_added_up_and_one_that_is_killed_comes_back(tmp_path: Path) -> None:
+    script = Held()
+    async with FakeEngine(script) as engine, running_process(tmp_path, engine, **TWO) as gateway:
+        for _ in range(16):
+            assert (await ask(gateway.port, PATH, CHAT)).body.endswith(DONE)
+        assert await metric(gateway, "requests_total", route=PATH, code="200") == 16
+        assert await metric(gateway, "time_to_first_token_seconds_count") == 16
+        callers = [await begin(gateway) for _ in range(32)]
+        load = (await get(gateway.management, "/load")).json()
+        assert load["models"]["m"]["in_flight"] == 32
+        assert list(load["models"]["m"]["endpoints"].values()) == [32]
+        assert await metric(gateway, "in_flight", model="m") == 32
+        assert await metric(gateway, "endpoints", model="m") == 1
+
+        (killed,) = pids(gateway, "worker 1")
+        os.kill(killed, signal.SIGKILL)
+        await until(lambda: len(pids(gateway, "worker 1")) == 2, 10)
+        (died,) = gateway.lines("died")
+        assert (died["process"], died["pid"], died["end"]) == ("worker 1", killed, "SIGKILL")
+        assert died["restart_in"] == 0.5
+        assert await metric(gateway, "requests_total", route=PATH, code="200") == 16
+        await until(lambda: ready(gateway), 20)
+
+        script.let_go.set()
+        well = sum([await ends_well(caller) for caller in callers])
+        assert 0 < well < 32
+        for _ in range(8):
+            assert (await ask(gateway.port, PATH, CHAT)).body.endswith(DONE)
+        assert await metric(gateway, "requests_total", route=PATH, code="200") == 16 + well + 8
+
+        os.kill(pids(gateway, "reporter")[0], signal.SIGKILL)
+        await until(lambda: len(pids(gateway, "reporter")) == 2, 10)
+        assert await ready(gateway)  # who asked meanwhile has waited
+        gateway.signal(signal.SIGTERM)
+        assert await gateway.ended() == 0
+
+
+async def test_sigterm_lets_a_running_stream_end(tmp_path: Path) -> None:
+    script = Held()
+    async with FakeEngine(script) as engine, running_process(tmp_path, engine, **TWO) as gateway:
+        callers = [await begin(gateway) for _ in range(8)]
+        gateway.signal(signal.SIGTERM)
+        await until(lambda: not_ready(gateway))
+        answer = await get(gateway.management, "/readyz")
+        assert answer.body == b"worker 1: draining; worker 2: draining\n"
+        assert (await get(gateway.management, "/livez")).status == 200
+        assert (await get(gateway.management, "/load")).json()["draining"] is True
+        await until(lambda: refused(gateway.port))
+        script.let_go.set()
+        assert all([await ends_well(caller) for caller in callers])
+        assert await gateway.ended() == 0
+        assert all_gone(gateway)
+
+
+async def not_ready(gateway: Process) -> bool:
+    return not await ready(gateway)
+
+
+async def refused(port: int) -> bool:
+    try:
+        async with await Caller.connect(port):
+            return False
+    except ConnectionRefusedError:
+        return True
+
+
+async def test_ctrl_c_twice_does_not_wait(tmp_path: Path) -> None:
+    async with FakeEngine(Held()) as engine, running_process(tmp_path, engine, **TWO) as gateway:
+        caller = await begin(gateway)
+        gateway.signal(signal.SIGINT)
+        await until(lambda: refused(gateway.port))
+        assert gateway.process.returncode is None
+        gateway.signal(signal.SIGINT)
+        await gateway.ended()
+        assert all_gone(gateway)
+        assert not await ends_well(caller)
+
+
+async def test_workers_whose_parent_is_killed_drain(tmp_path: Path) -> None:
+    script = Held()
+    async with FakeEngine(script) as engine, running_process(tmp_path, engine, **TWO) as gateway:
+        caller = await begin(gateway)
+        gateway.signal(signal.SIGKILL)
+        await gateway.ended()
+        await until(lambda: refused(gateway.port))
+        script.let_go.set()
+        assert await ends_well(caller)
+        await until(lambda: all_gone(gateway), 10)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vllm_gateway", "--vllm-url", "http://127.0.0.1:1", "--workers", "2"]
+    environment = {**os.environ, "VLLM_URL": "", "CONFIG_FILE": ""}
+    return subprocess.run(
+        [*command, *arguments], env=environment, capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+@pytest.mark.parametrize("flag", ["--port", "--management-port"])
+def test_a_taken_port_is_one_line(flag: str) -> None:
+    own = {"--port": OwnPort(), "--management-port": OwnPort()}
+    ports = {name: str(port.number) for name, port in own.items()}
+    with socket.create_server(("127.0.0.1", int(ports[flag]))):
+        ended = run("--host", "127.0.0.1", *(part for pair in ports.items() for part in pair))
+    assert ended.returncode == 2
+    assert ended.stderr == f"vllm-gateway: cannot listen on 127.0.0.1:{ports[flag]}: Address already in use\n"
+
+
+async def test_a_second_gateway_does_not_join_the_port_of_the_first(tmp_path: Path) -> None:
+    async with FakeEngine() as engine, running_process(tmp_path, engine, **TWO) as gateway:
+        own = OwnPort()
+        other = ("--host", "127.0.0.1", "--port", str(gateway.port), "--management-port", str(own.number))
+        ended = await asyncio.to_thread(run, *other)
+        assert ended.returncode == 2
+        assert "Address already in use" in ended.stderr
+
+
+def test_what_is_wrong_with_the_settings_is_said_once(tmp_path: Path) -> None:
+    config = tmp_path / "gateway.yaml"
+    config.write_text(json.dumps({"tls": {"certFile": "/nowhere", "keyFile": "/nowhere"}}))
+    own = OwnPort(), OwnPort()
+    ports = ("--port", str(own[0].number), "--management-port", str(own[1].number))
+    ended = run("--host", "127.0.0.1", "--config-file", str(config), *ports)
+    assert ended.returncode == 2
+    assert ended.stderr.count("vllm-gateway: tls: /nowhere") == 1
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_child_that_keeps_dying_is_started_ever_more_slowly() -> None:
+    child = Child("worker 1", lambda: None)
+    waits = [child.wait_after_death(1.0) for _ in range(9)]
+    assert waits == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
+    assert child.wait_after_death(100.0) == 0.5  # it had lived for a while
+
+
+# The sums.
+
+
+def exposition(requests: float, in_flight: float, age: float) -> str:
+    metrics = Metrics()
+    metrics.requests.labels("m", PATH, "200").inc(requests)
+    metrics.first_token.labels("m").observe(0.3)
+    metrics.readings.in_flight = lambda: {"m": int(in_flight)}
+    metrics.readings.endpoints = lambda: {"m": 3}
+    metrics.readings.table_age = lambda: age
+    return generate_latest(metrics.registry).decode()
+
+
+def values(totals: Totals) -> dict[str, float]:
+    samples = (sample for family in totals.collect() for sample in family.samples)
+    return {s.name.removeprefix("vllm_gateway_") + s.labels.get("le", ""): s.value for s in samples}
+
+
+def test_what_a_dead_worker_counted_stays() -> None:
+    totals = Totals(2)
+    totals.update([(1.0, exposition(10, 1, 5)), (1.5, exposition(20, 2, 9))])
+    one = values(totals)
+    assert (one["requests_total"], one["in_flight"], one["table_age_seconds"]) == (30, 3, 9)
+    assert (one["endpoints"], one["time_to_first_token_seconds_count"]) == (3, 2)
+    assert (one["time_to_first_token_seconds_bucket0.25"], one["time_to_first_token_seconds_bucket+Inf"]) == (
+        0,
+        2,
+    )
+    totals.update([None, (1.5, exposition(21, 2, 9))])  # the first is being started anew
+    assert (values(totals)["requests_total"], values(totals)["in_flight"]) == (31, 2)
+    totals.update([(7.0, exposition(2, 0, 1)), (1.5, exposition(21, 2, 9))])
+    assert values(totals)["requests_total"] == 33
+    totals.update([(7.0, exposition(50, 0, 1)), (1.5, exposition(21, 2, 9))])  # more than the one before
+    assert values(totals)["requests_total"] == 10 + 50 + 21
+
+
+def test_the_sum_has_the_same_metrics_as_one_gateway() -> None:
+    text, totals = exposition(10, 1, 5), Totals(1)
+    totals.update([(1.0, text)])
+    assert list(described(totals)) == list(described(text_string_to_metric_families(text)))
+
+
+def described(families: Any) -> Iterator[tuple[str, str, str]]:
+    with contextlib.suppress(AttributeError):
+        families = families.collect()
+    return ((family.name, family.type, family.documentation) for family in families)
+
+
+def test_every_gauge_is_one_that_adds_up_or_one_whose_greatest_counts() -> None:
+    gauges = {family.name for family in Metrics().registry.collect() if family.type == "gauge"}
+    assert gauges - GREATEST == {f"vllm_gateway_{name}" for name in ("in_flight", "queued", "connections")}
+    assert gauges >= GREATEST
+
+
+def test_loads_add_up() -> None:
+    def report(started: float, idle: float, in_flight: int, **more: Any) -> dict[str, Any]:
+        model = {
+            "in_flight": in_flight,
+            "queued": 1,
+            "oldest_queued_seconds": idle / 2,
+            "idle_seconds": idle,
+            "endpoints": {"a": in_flight, f"only-{started:g}": 1},
+        }
+        return {"started_at": started, "draining": False, "models": {"m": model}, **more}
+
+    other = {"m": report(5, 1, 1)["models"]["m"], "n": report(5, 9, 0)["models"]["m"]}
+    added = add_loads([report(3, 8.0, 2), report(5, 4.0, 3, draining=True, models=other)])
+    assert (added["started_at"], added["draining"], list(added["models"])) == (5, True, ["m", "n"])
+    assert added["models"]["m"] == {
+        "in_flight": 3,
+        "queued": 2,
+        "oldest_queued_seconds": 4.0,
+        "idle_seconds": 1,
+        "endpoints": {"a": 3, "only-3": 1, "only-5": 1},
+    }
