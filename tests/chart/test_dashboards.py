@@ -4,7 +4,8 @@ Proves: every expression is PromQL; every metric in it is exported by the gatewa
 a rule, or in the list of vLLM's; every label that is matched or grouped by exists on it; a legend uses labels
 that its expression keeps; every exported metric is shown or watched somewhere; Grafana's own SDK reads each
 dashboard and loses nothing; ids are unique and panels do not overlap; panels say what they show where there
-is no data; every alert has a severity, a summary and a runbook that exists; each check finds a fault. That
+is no data; each has the variables and the subjects that it is for; every alert has a severity, a summary, a
+runbook that exists and a line in the docs; each check finds a fault. That
 the queries return data is shown where there is a Prometheus (tests/e2e/test_8_monitoring.py).
 """
 
@@ -257,3 +258,45 @@ def test_the_check_finds_a_poor_alert() -> None:
 def test_every_alert_has_an_entry_of_its_own() -> None:
     headings = re.findall(r"^### (\w+)$", (helm.ROOT / TROUBLESHOOTING).read_text(), flags=re.MULTILINE)
     assert sorted(headings) == sorted(rule["alert"] for rule in RULES if "alert" in rule)
+
+
+VARIABLES = {
+    "overview.json": ["datasource", "namespace", "model"],
+    "model.json": ["datasource", "namespace", "model"],
+    "gateway.json": ["datasource", "release"],
+    "operator.json": ["datasource", "release"],
+}
+# What each has to show, whatever else it does.
+SUBJECTS = {
+    "overview.json": {
+        "vllm_gateway_requests_total",
+        "vllm_gateway_request_duration_seconds_bucket",
+        "vllm_gateway_time_to_first_token_seconds_bucket",
+        "vllm_gateway_inter_token_seconds_bucket",
+        "vllm_gateway_in_flight",
+        "vllm_gateway_queued",
+        "vllm_gateway_tokens_total",
+        "vllm:kv_cache_usage_perc",
+        "vllm_operator_gpus",
+        "vllm_operator_model_ready",
+    },
+    "operator.json": {"vllm_operator_time_to_ready_seconds_bucket", "vllm_operator_gpus"},
+    "gateway.json": {"vllm_gateway_connections"},
+}
+
+
+def test_dashboards_can_be_narrowed_down() -> None:
+    found = {name: [v["name"] for v in made["templating"]["list"]] for name, made in DASHBOARDS.items()}
+    assert found == VARIABLES
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_dashboards_show_what_they_are_for(name: str) -> None:
+    queries = promql.dashboard_queries(DASHBOARDS[name])
+    read = {selector.name for query in queries for selector in promql.selectors(query.expanded())}
+    assert SUBJECTS[name] <= read
+
+
+def test_every_alert_is_in_the_table_of_the_docs() -> None:
+    page = (helm.ROOT / "docs/monitoring.md").read_text()
+    assert [rule["alert"] for rule in RULES if "alert" in rule and rule["alert"] not in page] == []

@@ -95,6 +95,12 @@ def test_every_common_case_is_there() -> None:
         "huggingFace",
     }
     assert any(spec.get("nodes", 1) > 1 for spec in specs)
+    assert any(
+        spec["gpu"].get("count") == 1
+        and "huggingFace" in spec.get("source", ())
+        and "tensorParallelSize" not in spec["engine"]
+        for spec in specs
+    )
     assert any(spec.get("adapters") for spec in specs)
     assert {"AWQ", "GPTQ"} <= {part for spec in specs for part in spec["model"].split("-")}
 

@@ -2,10 +2,11 @@
 
 Proves: an Ingress, an HTTPRoute or a Service beyond the cluster is refused in words while callers need no
 key, and by each way to have keys, or to do without, it is not; the key Secret becomes the mounted file that
-the gateway reads; the Ingress keeps both nginx controllers from gathering events and cutting streams, takes
-bodies as large as the gateway does, and lets the user's annotations win; the HTTPRoute has no limit of time
-by default and needs a Gateway; with an autoscaler no replicas are rendered and the budget follows its least;
-the pod of `helm test` calls the Service that is there, holds no right, and shows no key.
+the gateway reads, and so does the certificate's; the Ingress keeps both nginx controllers from gathering
+events and cutting streams, takes bodies as large as the gateway does, and lets the user's annotations win;
+the HTTPRoute has no limit of time by default and needs a Gateway; with an autoscaler no replicas are rendered
+and the budget follows its least; the pod of `helm test` calls the Service that is there, holds no right, and
+shows no key.
 """
 
 from __future__ import annotations
@@ -180,3 +181,18 @@ def test_with_a_certificate_everyone_is_told_to_speak_https(find: Any, chart: he
     (container,) = find("Pod", "vllm-fleet-test", TLS)["spec"]["containers"]
     assert container["args"] == ["https://vllm-fleet-gateway.vllm-fleet:3000", "--insecure"]
     assert "curl -Nk https://127.0.0.1:3000/chat/stream" in chart.notes(TLS, helm.Release())
+
+
+def test_the_certificate_is_mounted_where_the_gateway_looks_for_it(find: Any, pods: Any) -> None:
+    values = {"gateway": {"tls": {"secretName": "cert"}}}
+    config = yaml.safe_load(find("ConfigMap", "vllm-fleet-gateway", values)["data"]["gateway.yaml"])
+    spec = dict(pods(values))["vllm-fleet-gateway"]["spec"]
+    secrets = {
+        volume["name"]: volume["secret"]["secretName"] for volume in spec["volumes"] if "secret" in volume
+    }
+    mounts = {
+        mount["mountPath"]: secrets.get(mount["name"]) for mount in spec["containers"][0]["volumeMounts"]
+    }
+    for key, file in (("certFile", "tls.crt"), ("keyFile", "tls.key")):
+        folder, _, name = config["tls"][key].rpartition("/")
+        assert (mounts[folder], name) == ("cert", file)

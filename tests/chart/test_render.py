@@ -5,11 +5,13 @@ name is too long; the gateway's grace period is shutdownDelay + drainTimeout + 1
 and digest; a changed configuration rolls its pods and no others; a new chart version alone rolls none;
 budgets only where two pods make them hold; monitors only where their API is, or where asked for; each
 monitor's and Service's port exists in the pods that it selects; the engine's labels and port are the
-operator's; the definition is kept on uninstall; NOTES name what was installed.
+operator's; pull secrets and placement reach every pod; the definition is kept on uninstall; NOTES name what
+was installed and the next three commands.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pytest
 import yaml
 
 import helm
+import promql
 from vllm_operator import names
 
 Values = dict[str, Any]
@@ -233,12 +236,51 @@ def test_monitors_follow_the_watched_namespaces(find: Any) -> None:
     assert narrowed["spec"]["namespaceSelector"] == {"matchNames": ["a"]}
 
 
-def test_dashboards_are_labelled_for_the_sidecar_and_whole(find: Any) -> None:
-    config_map = find("ConfigMap", "vllm-fleet-dashboard-overview")
+@pytest.mark.parametrize("file", promql.dashboards())
+def test_dashboards_are_labelled_for_the_sidecar_and_whole(find: Any, file: str) -> None:
+    config_map = find("ConfigMap", f"vllm-fleet-dashboard-{file.removesuffix('.json')}")
     assert config_map["metadata"]["labels"]["grafana_dashboard"] == "1"
     assert config_map["metadata"]["annotations"] == {"grafana_folder": "vLLM Fleet"}
-    source = (helm.ROOT / "grafana" / "dashboards" / "overview.json").read_text()
-    assert config_map["data"]["vllm-fleet-overview.json"].strip() == source.strip()
+    source = (helm.ROOT / "grafana" / "dashboards" / file).read_text()
+    assert config_map["data"][f"vllm-fleet-{file}"].strip() == source.strip()
+
+
+def test_every_pod_has_the_pull_secrets(render: Any) -> None:
+    secrets = [{"name": "mirror"}]
+    manifests = render({"image": {"pullSecrets": secrets}})
+    specs = [m["spec"].get("template", m)["spec"] for m in manifests if m["kind"] in {"Deployment", "Pod"}]
+    assert [spec["imagePullSecrets"] for spec in specs] == [secrets] * 3
+
+
+@pytest.mark.parametrize("component", ["operator", "gateway"])
+def test_pods_are_placed_as_asked(pods: Any, component: str) -> None:
+    given = {
+        "priorityClassName": "p",
+        "nodeSelector": {"a": "b"},
+        "tolerations": [{"key": "k"}],
+        "affinity": {"nodeAffinity": {}},
+    }
+    spec = dict(pods({component: given}))[f"vllm-fleet-{component}"]["spec"]
+    assert {key: spec.get(key) for key in given} == given
+
+
+def test_without_definitions_none_is_rendered(render: Any) -> None:
+    assert "CustomResourceDefinition" not in {m["kind"] for m in render({"crds": {"enabled": False}})}
+
+
+@pytest.mark.parametrize("folder", [helm.CHART, helm.MODELS_CHART], ids=lambda folder: folder.name)
+def test_the_charts_name_the_oldest_kubernetes(folder: Path) -> None:
+    oldest = helm.OLDEST_KUBERNETES.removeprefix("v")
+    assert helm.facts(folder)["kubeVersion"] == f">={oldest.rpartition('.')[0]}-0"
+
+
+def test_notes_have_the_next_three_commands(chart: helm.Helm) -> None:
+    notes = chart.notes({}, PLAIN)
+    applied = re.search(r"kubectl apply -f (\S+)", notes)
+    assert applied
+    assert (helm.ROOT / applied[1]).is_file()
+    assert "kubectl get vllm --all-namespaces --watch" in notes
+    assert len(re.findall(r"^  \d\. ", notes, re.MULTILINE)) == 3
 
 
 @pytest.mark.parametrize(

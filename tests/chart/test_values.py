@@ -2,7 +2,8 @@
 
 Proves: each value changes what is rendered; the schema refuses unknown keys at every level and wrong types,
 and says which; a value that has moved fails with advice instead; a parent chart can depend on this one; the
-defaults are valid; config files are what the two programs accept.
+defaults are valid; config files are what the two programs accept; the operator's keys are among the
+gateway's; the matrix that is rendered and tried on an API server has each switch in each position.
 """
 
 from __future__ import annotations
@@ -183,3 +184,18 @@ def test_config_files_are_what_the_programs_read(
 def test_a_service_account_that_is_not_created_needs_a_name(chart: helm.Helm) -> None:
     with pytest.raises(helm.HelmError, match=r"gateway\.serviceAccount\.name is needed"):
         chart.template({"gateway": {"serviceAccount": {"create": False}}}, helm.Release())
+
+
+def test_siblings_have_the_same_keys() -> None:
+    keys = {top.path: {child.path.partition(".")[2] for child in top.children} for top in TREE}
+    assert keys["operator"] <= keys["gateway"]
+
+
+MATRIX: dict[str, Values] = yaml.safe_load(Path(__file__).with_name("matrix.yaml").read_text())
+SWITCHES = [value for value in LEAVES if isinstance(value.default, bool) or "enum" in value.annotation]
+
+
+@pytest.mark.parametrize("value", SWITCHES, ids=lambda value: value.path)
+def test_the_matrix_has_every_feature_on_and_off(value: chart_values.Value) -> None:
+    taken = [at(values, value.path, value.default) for values in MATRIX.values()]
+    assert [each for each in value.annotation.get("enum", [True, False]) if each not in taken] == []

@@ -27,6 +27,12 @@ CRD = "vllmmodels.vllm-fleet.dev"
 DEFINITION = f"customresourcedefinition.apiextensions.k8s.io/{CRD}"
 TENANT = "tenant"
 PRESENT_TAG = yaml.safe_load((releases.CHART / "Chart.yaml").read_text())["appVersion"]
+KEPT = {
+    "lease.coordination.k8s.io/vllm-operator",
+    "secret/vllm-fleet-engine-keys",
+    "configmap/kube-root-ca.crt",
+    "serviceaccount/default",
+}
 NEW_FIELD = "nodes"  # which the previous release does not know
 
 
@@ -184,6 +190,9 @@ def test_uninstalling_leaves_the_definition_and_the_models(smollm2: str) -> None
         lambda: releases.left_of("vllm-fleet") == {DEFINITION}, "only the definition is left", 90, every=1
     )
     assert engines(smollm2) == before
+    kinds = "lease,secret,configmap,service,serviceaccount,deployment,poddisruptionbudget,networkpolicy"
+    left = cluster.kubectl("-n", cluster.SYSTEM_NAMESPACE, "get", kinds, "-o", "name").split()
+    assert set(left) == KEPT  # charts/vllm-fleet/README.md says why
     releases.install()
     cluster.eventually(
         lambda: f"default/{smollm2}" in served_by("vllm-fleet-gateway", cluster.SYSTEM_NAMESPACE),

@@ -108,3 +108,21 @@ def test_the_key_stands_in_the_pod_by_reference_only(smollm2: str) -> None:
     assert owner["name"] == smollm2
     assert pod["spec"]["automountServiceAccountToken"] is False
     assert not [volume for volume in pod["spec"]["volumes"] if "projected" in volume or "secret" in volume]
+
+
+def test_our_namespace_takes_no_privileged_pod(release: None) -> None:
+    """So what runs there keeps Pod Security's level "restricted": the label is read, and not only written."""
+    container = {"name": "c", "image": "x", "securityContext": {"privileged": True}}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [container]}}
+    command = (
+        cluster.tool("kubectl"),
+        "-n",
+        cluster.SYSTEM_NAMESPACE,
+        "create",
+        "--dry-run=server",
+        "-f",
+        "-",
+    )
+    refused = cluster.run(*command, stdin=json.dumps(pod), check=False)
+    assert refused.returncode != 0
+    assert 'violates PodSecurity "restricted' in refused.stderr

@@ -4,7 +4,7 @@ One gateway, as it is shipped, but for `limits.bodyTimeout`. Proves of 10,000 ra
 500 MB, with a declared length and in chunks, heads of 5,000 headers, bodies of a byte a second and JSON of
 100,000 levels: each gets its 4xx, bodies before they have been sent; no request reaches an engine; the
 process is no larger afterwards, nor meanwhile by more than what it may hold; and metrics have one label for
-all names.
+all names. And callers that leave streams at full speed cost no error.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+import engine as fake
 import pytest
-from engine import FakeEngine
+from engine import ROLE, FakeEngine, token
 from gateway_process import Process, running_process
-from http_caller import Answer, Caller, ask, get
+from http_caller import Answer, Caller, ask, get, until
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 MIB = 1024 * 1024
@@ -150,3 +151,22 @@ async def models_in_metrics(gateway: Process) -> set[str]:
     text = (await get(gateway.management, "/metrics")).body.decode()
     lines = (line for line in text.splitlines() if 'model="' in line)
     return {line.split('model="', 1)[1].split('"', 1)[0] for line in lines}
+
+
+async def test_callers_that_leave_fast_streams_cost_no_error(tmp_path: Path) -> None:
+    """Tokens that come between a connection's end and its owner's turn have nobody to go to."""
+    script = fake.forever(token("a"), first=[ROLE], every=0.0005)
+
+    async def leave(port: int) -> None:
+        for number in range(20):
+            async with await Caller.connect(port) as caller:
+                caller.send(PATH, CHAT | {"stream": True})
+                async with asyncio.timeout(10):
+                    await caller.reader.readuntil(b'"a"')
+                await asyncio.sleep(0.02 + number / 1000)
+                caller.writer.transport.abort()
+
+    async with FakeEngine(script) as engine, running_process(tmp_path, engine) as process:
+        await asyncio.gather(*(leave(process.port) for _ in range(8)))
+        await until(lambda: engine.active == 0)
+        assert "exception" not in process.log.read_text()

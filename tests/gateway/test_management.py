@@ -147,6 +147,9 @@ def test_gaps_are_a_histogram() -> None:
     assert buckets["0.001"] == 3  # one gap, and two events that came along with another
     assert (buckets["0.025"], buckets["60.0"], buckets["+Inf"]) == (4, 4, 5)
     assert gaps.total == pytest.approx(100.0205)
+    gaps.after(0.02, 0)  # a piece of an event, or one that ends with CRLF
+    assert dict(gaps.buckets())["0.001"] == 3
+    assert dict(gaps.buckets())["+Inf"] == 6
 
 
 async def test_the_access_log_has_one_line_a_request_and_no_secrets(

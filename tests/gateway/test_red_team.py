@@ -179,6 +179,26 @@ def test_an_engine_fetches_nothing_that_a_caller_names() -> None:
     assert "VLLM_SERVER_DEV_MODE" not in variables
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses", "/tokenize"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "http://169.254.169.254/lora",
+        "../../etc",
+        "evil/lora",
+        "m:evil",
+        "m:../../etc",
+        "m:http://169.254.169.254/",
+        "ns/m:evil",
+    ],
+)
+async def test_an_adapter_that_a_caller_names_is_not_fetched(gateway: Any, path: str, name: str) -> None:
+    async with FakeEngine() as engine, gateway(engine) as running:
+        reply = await ask(running.port, path, CHAT | {"model": name, "max_tokens": 4})
+        assert reply.status == 404
+        assert [seen.path for seen in engine.seen if seen.path != "/v1/models"] == []
+
+
 # Models of others
 
 

@@ -42,9 +42,13 @@ class Gaps(Distribution):
         super().__init__(GAP_BOUNDS)
 
     def after(self, seconds: float, events: int) -> None:
-        """One gap; further events that came in the same read followed it without any."""
+        """One gap; further events that came in the same read followed it without any.
+
+        A read with no event's end (`events` 0) is one gap too.
+        """
         self.observe(seconds)
-        self.counts[0] += events - 1
+        if events > 1:
+            self.counts[0] += events - 1
 
 
 class Readings(Collector):

@@ -136,6 +136,7 @@ class Together:
     def __init__(self, ports: Sequence[int]) -> None:
         self._ports = ports
         self._totals = Totals(len(ports))
+        self._one_scrape = asyncio.Lock()
         self._registry = CollectorRegistry()
         self._registry.register(self._totals)
         self._routes: dict[str, Callable[[], Awaitable[Answer]]] = {
@@ -151,15 +152,20 @@ class Together:
             await respond(scope, send, text_page(404, "not found") if route is None else await route())
 
     async def _metrics(self) -> Answer:
-        loads, texts = await asyncio.gather(self._ask("/load"), self._ask("/metrics"))
-        both = zip(loads, texts, strict=True)
-        self._totals.update(
-            [
-                (json.loads(load.body)["started_at"], text.body.decode()) if load.well and text.well else None
-                for load, text in both
-            ]
-        )
-        return 200, CONTENT_TYPE_LATEST, generate_latest(self._registry)
+        async with (
+            self._one_scrape
+        ):  # or an answer of a worker that has died could come after its successor's
+            loads, texts = await asyncio.gather(self._ask("/load"), self._ask("/metrics"))
+            both = zip(loads, texts, strict=True)
+            self._totals.update(
+                [
+                    (json.loads(load.body)["started_at"], text.body.decode())
+                    if load.well and text.well
+                    else None
+                    for load, text in both
+                ]
+            )
+            return 200, CONTENT_TYPE_LATEST, generate_latest(self._registry)
 
     async def _livez(self) -> Answer:
         """A worker that is not there is being started; only one that hangs needs somebody."""
@@ -201,6 +207,8 @@ async def ask(worker: int, port: int, path: str) -> Reply:
             try:
                 writer.write(f"GET {path} HTTP/1.1\r\nhost: worker\r\nconnection: close\r\n\r\n".encode())
                 head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+                if f"content-length: {len(body)}\r".encode() not in head + b"\r":
+                    return Reply(worker, _NOT_THERE, b"broke off")
             finally:
                 writer.transport.abort()
             return Reply(worker, int(head.split(b" ", 2)[1]), body)

@@ -170,7 +170,7 @@ class Supervisor:
         fields: dict[str, object] = {"process": child.name, "pid": child.pid, "end": _end(code)}
         child.pid = 0
         if self._stopping:
-            if child.is_worker and code not in (0, -signal.SIGTERM):
+            if child.is_worker and code not in (0, -signal.SIGTERM, -signal.SIGINT):
                 _LOG.error("did not end well", extra={"fields": fields})
                 self._code = self._code or 1
         elif child is self._first and self._others:

@@ -26,10 +26,11 @@ _HIGH_WATER = 64 * 1024
 
 
 class Flow(Protocol):
-    """Who is told to stop and to go on writing."""
+    """Who is told to stop and to go on writing, and when there is nobody any more to write to."""
 
     def pause(self) -> None: ...
     def resume(self) -> None: ...
+    def lost(self) -> None: ...
 
 
 class Channel(Protocol):
@@ -140,7 +141,7 @@ class RawChannel:
         self._transport.write(chunks)
 
     def direct(self) -> Callable[[bytes], None] | None:
-        # A transport that was lost ignores what is written to it; its owner is cancelled in the next turn.
+        # uvloop's raises where it was lost, so `flow` is told of that at once; the owner's turn comes later.
         return self._transport.write if self.forwards and not self._head else None
 
     def flush(self) -> None:
@@ -213,6 +214,8 @@ class RawChannel:
         self.gone = True
         # uvicorn marks the connection's newest cycle only, which a pipelined request may have replaced.
         self._cycle.disconnected = True
+        if self.flow is not None:
+            self.flow.lost()
         if self._owner is not None and not self.finished:
             self._owner.cancel()
 

@@ -135,6 +135,13 @@ class Stream:
         self._tokens.last = self._now()  # the engine could not show progress meanwhile
         self._upstream.connection.resume()
 
+    def lost(self) -> None:
+        self._tokens.close()
+        self._write = _ignore
+        if self._stalled is not None:
+            self._stalled.stop()
+            self._stalled = None
+
     # Ends
 
     def close(self) -> None:

@@ -63,7 +63,7 @@ def unread_bytes(transport: asyncio.Transport) -> int:
     waiting = transport.get_write_buffer_size()
     sock = transport.get_extra_info("socket")
     if sock is not None:
-        with contextlib.suppress(OSError):  # closed meanwhile, or a system that cannot tell
+        with contextlib.suppress(OSError, ValueError):  # closed meanwhile, or a system that cannot tell
             (queued,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))
             waiting += queued
     return waiting
