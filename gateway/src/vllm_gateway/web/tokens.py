@@ -35,6 +35,7 @@ class Tokens:
         "_lessons",
         "_now",
         "_open",
+        "_quick",
         "_shape",
         "_shortcut",
         "_suffix",
@@ -62,6 +63,7 @@ class Tokens:
         self.last = last
         self._template: Template | None = None
         self._direct: Callable[[bytes], None] | None = None
+        self._quick = False
         self._shape: Shape | None = None
         self._suffix = b""
         self._frames: dict[int, tuple[bytes, int, int]] = {}
@@ -114,6 +116,8 @@ class Tokens:
 
     def _remember(self, template: Template, size: int) -> None:
         """How a read of this size begins, and where its text begins and ends."""
+        if self._direct is None and self._quick:  # at the first, the caller's head may not have gone out
+            self._direct = self._channel.direct()
         if self._direct is not None and len(self._frames) < _FRAMES:
             payload = size - (6 if size <= _LAST_SHORT_LINE else 7)
             head = b"%x\r\n%b" % (payload, template.prefix)
@@ -142,7 +146,7 @@ class Tokens:
 
     def close(self) -> None:
         """Nothing is passed on any more."""
-        self._template, self._direct, self._lessons = None, None, 0
+        self._template, self._direct, self._quick, self._lessons = None, None, False, 0
 
     def _learn(self, block: bytes) -> None:
         """Looks how the engine's token events are made, a few times: not all streams have a template."""
@@ -157,4 +161,4 @@ class Tokens:
         self._suffix = template.suffix + b"\r\n"
         self._frames.clear()
         self._shape = shortcut.shape(template.key)
-        self._direct = channel.direct() if shortcut.verbatim or self._shape is not None else None
+        self._direct, self._quick = None, shortcut.verbatim or self._shape is not None
