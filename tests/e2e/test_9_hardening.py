@@ -1,7 +1,8 @@
 """What a stranger inside the cluster can do, on the real one: as little as possible.
 
 Proves: an engine asks for its key, the gateway has it, and the pod holds no more than a reference to it; the
-service accounts may do what this list says and no more, by the API server's own word.
+service accounts may do what this list says and no more, by the API server's own word; our namespace takes no
+pod that is not restricted.
 """
 
 from __future__ import annotations
