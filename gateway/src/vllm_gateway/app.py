@@ -44,7 +44,7 @@ from vllm_gateway.upstream.client import Client
 from vllm_gateway.web import errors
 from vllm_gateway.web.docs import describe_relayed_routes
 from vllm_gateway.web.edge import Edge
-from vllm_gateway.web.health import Management, health_router
+from vllm_gateway.web.health import Management, health_router, management_server
 from vllm_gateway.web.models import models_router
 from vllm_gateway.web.protocol import notice_dead_peers, protocol_factory
 from vllm_gateway.web.services import Lifecycle, Services
@@ -295,18 +295,8 @@ class ManagementThread:
     """The management port, with a loop and a thread of its own. `listener` is bound to it."""
 
     def __init__(self, services: Services, listener: socket.socket) -> None:
-        config = uvicorn.Config(
-            Management(services),
-            loop="asyncio",
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-        )
         listener.listen()  # from now on a probe waits for its answer instead of being refused
-        self._server = uvicorn.Server(config)
+        self._server = management_server(Management(services))
         run = functools.partial(self._server.run, [listener])
         self._thread = threading.Thread(target=run, name="management", daemon=True)
 

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from vllm_gateway.web.channel import Receive, Scope, Send
-from vllm_gateway.web.health import Answer, respond, text_page
+from vllm_gateway.web.health import Answer, management_server, respond, text_page
 
 _TIMEOUT = 3.0
 _NOT_THERE = 0  # in place of a status: nobody listens, the parent is about to start a new one
@@ -226,17 +226,7 @@ def _verdict(replies: Iterable[Reply]) -> Answer:
 
 def report(listener: socket.socket, ports: Sequence[int], lifeline: int) -> None:
     """Serves until SIGTERM, or until the parent is gone: the other end of `lifeline` is closed then."""
-    config = uvicorn.Config(
-        Together(ports),
-        loop="asyncio",
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-    )
-    asyncio.run(_serve(uvicorn.Server(config), listener, lifeline))
+    asyncio.run(_serve(management_server(Together(ports)), listener, lifeline))
 
 
 async def _serve(server: uvicorn.Server, listener: socket.socket, lifeline: int) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from vllm_gateway.errors import GatewayError, bad_request
+from vllm_gateway.json_value import json_value
 
 _STRUCTURE = re.compile(rb'["{}\[\]]')
 _SPACE = re.compile(rb"[ \t\r\n]*")
@@ -32,7 +33,6 @@ _LIST = re.compile(rb"\[" + _FLAT + rb"(?:\{" + _FLAT + rb"\}" + _FLAT + rb")*+\
 _LIST_DEPTH = 3
 _SEPARATOR = re.compile(rb"[ \t\r\n]*([,}])")
 _SCALAR_END = re.compile(rb"[ \t\r\n,}\]]|$")
-_DECODER = json.JSONDecoder()
 _OPENERS = frozenset(b"{[")
 _QUOTE = ord('"')
 _BACKSLASH = ord("\\")
@@ -87,15 +87,6 @@ def decode(body: bytes, span: Span, key: str) -> object:
         return json_value(body[span.start : span.end])
     except (ValueError, RecursionError):
         raise bad_request(f"The value of {key!r} is not valid JSON.", param=key) from None
-
-
-def json_value(data: bytes) -> object:
-    """`json.loads` in a third of its steps, for one value in UTF-8. Raises ValueError, RecursionError."""
-    text = data.decode("utf-8", "surrogatepass").strip(" \t\r\n")
-    value, end = _DECODER.raw_decode(text)
-    if end != len(text):
-        raise ValueError("data after the value")
-    return value
 
 
 class _Walk:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+
+from vllm_gateway.json_value import json_value
 
 _KEYS = (b'"content":"', b'"text":"', b'"reasoning":"', b'"reasoning_content":"')
 _DELTA = {"content", "reasoning", "reasoning_content", "role"}
 _MARK = "\N{REPLACEMENT CHARACTER}"
-_DECODER = json.JSONDecoder()
 _BACKSLASH = ord("\\")
 # Size line of a chunk -> payload's size. What is not here (one digit, capitals, extensions, more than 4 kB)
 # takes the long way.
@@ -74,8 +74,8 @@ def learn(event: bytes) -> Template | None:
 def _holds(template: Template, event: bytes, text: bytes) -> bool:
     """Whether another text in the same place makes a document that differs in just that text."""
     try:
-        document = _document(event)
-        other = _document(template.prefix + _MARK.encode() + template.suffix)
+        document = json_value(event[6:])
+        other = json_value((template.prefix + _MARK.encode() + template.suffix)[6:])
         choice, changed = document["choices"][0], other["choices"][0]
         holder, changed_holder = choice.get("delta", choice), changed.get("delta", changed)
         if len(document["choices"]) != 1 or not _ordinary(document, choice):
@@ -86,15 +86,6 @@ def _holds(template: Template, event: bytes, text: bytes) -> bool:
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return False
     return bool(document == other)
-
-
-def _document(event: bytes) -> Any:
-    """The JSON of an event of one line; `raw_decode` is a third of `loads`. Raises ValueError."""
-    text = event[6:].decode().rstrip()
-    value, end = _DECODER.raw_decode(text)
-    if end != len(text):
-        raise ValueError("data after the value")
-    return value
 
 
 def _ordinary(document: dict[str, object], choice: dict[str, object]) -> bool:

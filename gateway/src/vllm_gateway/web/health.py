@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
+import uvicorn
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
@@ -119,3 +120,18 @@ async def respond(scope: Scope, send: Send, answer: Answer) -> None:
 
 def text_page(status: int, text: str) -> Answer:
     return status, "text/plain; charset=utf-8", text.encode() + b"\n"
+
+
+def management_server(app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> uvicorn.Server:
+    """What serves a management port, of one gateway or of several workers."""
+    config = uvicorn.Config(
+        app,
+        loop="asyncio",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+    )
+    return uvicorn.Server(config)

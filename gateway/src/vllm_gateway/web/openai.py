@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vllm_gateway.errors import GatewayError, bad_request, openai_error, retry_hint
+from vllm_gateway.json_value import json_value
 from vllm_gateway.policy import envelope
 from vllm_gateway.policy.envelope import Span
 from vllm_gateway.routing.pick import PREFIX_CHARACTERS
@@ -291,7 +292,7 @@ def json_object(data: bytes | None) -> dict[str, object] | None:
     if data is None:
         return None
     try:
-        document = envelope.json_value(data)
+        document = json_value(data)
     except (ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
