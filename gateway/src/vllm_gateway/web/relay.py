@@ -64,7 +64,7 @@ class Stream:
         self._write_stall = timeouts.write_stall
         self._stalled: StallWatch | None = None
         self.first_token_at: float | None = None
-        self._watchdog = self._loop.call_at(self._deadline(), self._check_progress)
+        self._watchdog = self._look_again()
         self.outcome = "client_closed"  # until the stream ends in another way
         self.failure: UpstreamFailure | None = None
         self.done: asyncio.Future[None] = self._loop.create_future()
@@ -172,13 +172,17 @@ class Stream:
         waiting = self.first_token_at is None
         return self.tokens.last + (self._first_token_timeout if waiting else self._idle_timeout)
 
+    def _look_again(self) -> asyncio.TimerHandle:
+        """At the deadline; before the first token no later than the idle timeout, which counts from it on."""
+        deadline, latest = self._deadline(), self._now() + self._idle_timeout
+        if self._stalled is not None or (self.first_token_at is None and latest < deadline):
+            deadline = latest
+        return self._loop.call_at(deadline, self._check_progress)
+
     def _check_progress(self) -> None:
         """Runs once a timeout, not once an event: it looks when the last event was."""
-        deadline = self._deadline()
-        if self._stalled is not None:
-            deadline = self._now() + self._idle_timeout
-        if self._now() < deadline:
-            self._watchdog = self._loop.call_at(deadline, self._check_progress)
+        if self._stalled is not None or self._now() < self._deadline():
+            self._watchdog = self._look_again()
             return
         reason = "first_token_timeout" if self.first_token_at is None else "idle_timeout"
         self.failed(UpstreamFailure(reason, "no token in time"))
