@@ -249,6 +249,8 @@ class RelayResponse:
                 await wait_for_place(ticket, self.exchange, begin, seconds, services.metrics)
                 models = services.table().now(models, call.name)
             async with services.engines.open(call, models) as upstream:
+                request.let_go()
+                self.exchange.body_held.let_go()
                 await self._answer(upstream)
 
     async def _answer(self, upstream: Upstream) -> None:
