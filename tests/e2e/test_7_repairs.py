@@ -3,9 +3,7 @@
 Proves, of the list of failures that the project is judged by:
 E24  children deleted or edited by hand are as rendered again, what others added to them stays, and the
      operator is then silent; a ResourceQuota or a LimitRange that refuses is told in its own words, without a
-     hot loop, and the model goes on when it allows again; a rotated token rolls out where the operator may
-     watch Secrets; an autoscaler of the Deployment is told of, and does not get its way.
-E23  where nothing of the former revision is left to serve, an edit that fails gives way to what last served.
+     hot loop, and the model goes on when it allows again.
 And: a newer release, with other default images, writes nothing at all over 20 running models.
 """
 
@@ -21,7 +19,17 @@ from typing import Any
 
 import cluster
 import pytest
-from operators import Operators, alone, make_ready, model, own_namespace
+from operators import (
+    Operators,
+    all_ready,
+    alone,
+    engine_of,
+    make_ready,
+    model,
+    own_namespace,
+    pods,
+    ready_now,
+)
 
 pytestmark = pytest.mark.e2e
 ENGINE = "m-engine"
@@ -196,100 +204,6 @@ def quota_is_counted(kind: str, namespace: str) -> None:
         )
 
 
-def engine_pod(namespace: str, other_than: str = "") -> str:
-    """The model's one pod, once it is another than the one given."""
-    return cluster.eventually(
-        lambda: next((name for name in pods(namespace, 1) if name != other_than), ""), "a new pod", 30, 0.1
-    )
-
-
-def settled_pod(namespace: str, **spec: Any) -> str:
-    """A model m whose one pod serves, as far as the API server knows."""
-    cluster.apply(model("m", **spec), namespace)
-    pod = engine_pod(namespace)
-    make_ready([pod], namespace)
-    cluster.eventually(lambda: all_ready(namespace, 1), "it is Ready", 30, 0.1)
-    return pod
-
-
-def test_a_rotated_token_rolls_out(operators: Operators, namespace: str) -> None:
-    """E24"""
-    operators.start(secretAccess=True)
-    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hf"}}
-    cluster.apply({**secret, "stringData": {"token": "hf_first"}}, namespace)
-    hub = {"huggingFace": {"tokenSecret": {"name": "hf"}}}
-    before = settled_pod(namespace, model="org/m", source=hub, rollout={"strategy": "InPlace"})
-    cluster.apply({**secret, "stringData": {"token": "hf_second"}}, namespace)
-    assert engine_pod(namespace, before)
-    assert "hf_" not in json.dumps(child("deployment", namespace))
-
-
-def test_an_autoscaler_of_the_deployment_is_told_of(operators: Operators, namespace: str) -> None:
-    """E24: two that set the same number would never end."""
-    operators.start()
-    settled_pod(namespace)
-    target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": ENGINE}
-    spec = {"scaleTargetRef": target, "minReplicas": 2, "maxReplicas": 3}
-    metadata = {"name": "theirs"}
-    cluster.apply(
-        {
-            "apiVersion": "autoscaling/v2",
-            "kind": "HorizontalPodAutoscaler",
-            "metadata": metadata,
-            "spec": spec,
-        },
-        namespace,
-    )
-    told = cluster.eventually(
-        lambda: next(
-            (
-                c
-                for c in (cluster.condition("m", "Accepted", namespace),)
-                if c["reason"] == "ForeignAutoscaler"
-            ),
-            {},
-        ),
-        "it is told of",
-        60,
-    )
-    assert "let its scaleTargetRef name VLLMModel m" in told["message"]
-    assert child("deployment", namespace)["spec"]["replicas"] == 1
-
-
-def test_what_fails_gives_way_to_what_last_served(operators: Operators, namespace: str) -> None:
-    """E23: its engine has ended twice, and of the former pods none is left."""
-    operators.start()
-    unseen = {"schedulerName": "nobody"}  # else its pod is "unschedulable" first of all
-    before = settled_pod(namespace, rollout={"strategy": "Recreate"}, scheduling=unseen)
-    good = engine_of("m", namespace)["args"]
-    cluster.patch_spec("m", {"engine": {"maxModelLen": 100_000}}, namespace)
-    failing = engine_pod(namespace, before)
-    assert engine_of("m", namespace)["args"] != good
-    end_twice(failing, "ValueError: the context is too long", namespace)
-    cluster.eventually(lambda: engine_of("m", namespace)["args"] == good, "the former arguments", 30, 0.1)
-    make_ready([engine_pod(namespace, failing)], namespace)
-    told = cluster.eventually(lambda: cluster.condition("m", "Stalled", namespace), "it is told", 30, 0.1)
-    assert told["reason"] == cluster.condition("m", "Ready", namespace)["reason"] == "RolledBack"
-    assert "generation 2 failed (CrashLooping: the engine ended with exit code 1: Value" in told["message"]
-
-
-def end_twice(pod: str, words: str, namespace: str) -> None:
-    """Plays the kubelet of a pod whose engine ends, and ends again."""
-    ended = {"terminated": {"exitCode": 1, "reason": "Error", "message": words}}
-    container = {
-        "name": "engine",
-        "image": "i",
-        "imageID": "i",
-        "ready": False,
-        "restartCount": 2,
-        "lastState": ended,
-        "state": {"waiting": {"reason": "CrashLoopBackOff"}},
-    }
-    status = {"status": {"phase": "Running", "containerStatuses": [container]}}
-    patch = ("--subresource=status", "--type=merge", "-p", json.dumps(status))
-    cluster.kubectl("-n", namespace, "patch", "pod", pod, *patch)
-
-
 def test_a_newer_release_restarts_no_model(operators: Operators, namespace: str) -> None:
     """20 running models of several sorts, another version number, and other default images: no write."""
     names = [f"m{number:02d}" for number in range(20)]
@@ -334,27 +248,6 @@ def deployment_versions(namespace: str) -> dict[str, str]:
     """The resourceVersion of each, which any write would change."""
     found = cluster.items("deployments", "app.kubernetes.io/component=engine", namespace)
     return {item["metadata"]["name"]: item["metadata"]["resourceVersion"] for item in found}
-
-
-def engine_of(name: str, namespace: str) -> Any:
-    deployment = cluster.get("deployment", f"{name}-engine", namespace)
-    assert deployment
-    return deployment["spec"]["template"]["spec"]["containers"][0]
-
-
-def pods(namespace: str, number: int) -> list[str]:
-    found = cluster.items("pods", "app.kubernetes.io/component=engine", namespace)
-    return [pod["metadata"]["name"] for pod in found] if len(found) == number else []
-
-
-def all_ready(namespace: str, number: int) -> bool:
-    models = json.loads(cluster.kubectl("-n", namespace, "get", "vllm", "-o", "json"))["items"]
-    return [ready_now(model) for model in models] == [True] * number
-
-
-def ready_now(body: cluster.Manifest) -> bool:
-    conditions = body.get("status", {}).get("conditions", [])
-    return any((c["type"], c["status"]) == ("Ready", "True") for c in conditions)
 
 
 def test_how_long_things_take(operators: Operators, namespace: str) -> None:
