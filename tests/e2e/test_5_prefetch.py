@@ -201,14 +201,14 @@ def test_weights_are_fetched_once_and_the_engine_starts_without_the_hub(hub: Hub
     assert hub.large() == ["model.safetensors"]
     assert all(item["with_token"] for item in asked if not item["path"].startswith("/cdn/"))
 
-    cluster.wait_settled(fetched, seconds=120)
+    cluster.wait_settled(fetched)
     (before,) = cluster.engine_pods(fetched)
     assert {"name": "HF_HUB_OFFLINE", "value": "1"} in before["spec"]["containers"][0]["env"]
     assert "Paris" in answer(fetched)
     job = job_of(fetched)
 
     cluster.patch_spec(fetched, {"engine": {"maxModelLen": 1024}})
-    cluster.wait_settled(fetched, seconds=120)
+    cluster.wait_settled(fetched)
     (after,) = cluster.engine_pods(fetched)
     assert after["metadata"]["uid"] != before["metadata"]["uid"]
     assert job_of(fetched) == job
