@@ -101,6 +101,14 @@ REFUSED_BY_SAFE: dict[str, tuple[Json, str]] = {
     "host processes": ({"spec": {"hostPID": True}}, "spec.hostPID"),
     "host IPC": ({"spec": {"hostIPC": True}}, "spec.hostIPC"),
     "host port": (sidecar_with(ports=[{"containerPort": 9, "hostPort": 9}]), "ports"),
+    "probe of another host": (
+        engine_with(livenessProbe={"httpGet": {"host": "169.254.169.254"}}),
+        "containers[engine].livenessProbe",
+    ),
+    "hook to another host": (
+        sidecar_with(lifecycle={"preStop": {"tcpSocket": {"host": "127.0.0.1", "port": 10250}}}),
+        "containers[x].preStop",
+    ),
     "host folder": ({"spec": HOST_VOLUME}, "spec.volumes[h]"),
     "host folder in place of ours": (
         {"spec": {"volumes": [{"name": "tmp", "hostPath": {"path": "/etc"}}]}},
@@ -143,6 +151,10 @@ REFUSED_BY_SAFE: dict[str, tuple[Json, str]] = {
         {"spec": {"securityContext": {"seccompProfile": {"type": "Unconfined"}}}},
         "securityContext.seccompProfile",
     ),
+    "seccomp of the node": (
+        {"spec": {"securityContext": {"seccompProfile": {"type": "Localhost", "localhostProfile": "x"}}}},
+        "securityContext.seccompProfile",
+    ),
     "seccomp taken away": (
         {"spec": {"securityContext": {"$patch": "replace", "fsGroup": 1}}},
         "spec.securityContext",
@@ -150,6 +162,14 @@ REFUSED_BY_SAFE: dict[str, tuple[Json, str]] = {
     "no AppArmor": (
         sidecar_with(securityContext={"appArmorProfile": {"type": "Unconfined"}}),
         "appArmorProfile",
+    ),
+    "no AppArmor by its old name": (
+        {"metadata": {"annotations": {"container.apparmor.security.beta.kubernetes.io/x": "unconfined"}}},
+        "metadata.annotations",
+    ),
+    "Windows host process": (
+        {"spec": {"securityContext": {"windowsOptions": {"hostProcess": True}}}},
+        "securityContext.windowsOptions",
     ),
     "SELinux label": (
         engine_with(securityContext={"seLinuxOptions": {"type": "spc_t"}}),
@@ -185,6 +205,7 @@ REFUSED_ALWAYS: dict[str, tuple[Json, str]] = {
         {"spec": {"containers": [{"name": "engine", "$patch": "delete"}, {"name": "x", "image": "x:1"}]}},
         "spec.containers",
     ),
+    "the pod taken away": ({"spec": {"$patch": "delete"}}, "spec.podTemplate.spec"),
     "engine without an image": (
         {"spec": {"containers": [{"name": "engine", "$patch": "replace"}]}},
         "containers[engine].image",
