@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import cluster
+import definitions
 import httpx
 import pytest
 import releases
@@ -31,7 +32,6 @@ from vllm_gateway.telemetry import Metrics as GatewayMetrics
 from vllm_operator.metrics import Metrics as OperatorMetrics
 
 pytestmark = pytest.mark.e2e
-CRDS = cluster.BIN / "monitoring-crds.yaml"
 NO_DATA = {
     entry["asks"]: entry["because"]
     for entry in yaml.safe_load(Path(__file__).with_name("no_data.yaml").read_text()) or ()
@@ -46,12 +46,12 @@ QUEUE = {"maxInFlight": 1, "maxQueue": 1, "responseCache": {"ttl": "5m"}}
 @pytest.fixture(scope="module")
 def monitors(release: None) -> Iterator[None]:
     """The chart with its monitors and rules, since the definitions of the Prometheus Operator are there."""
-    cluster.kubectl("apply", "--server-side", "-f", str(CRDS))
-    cluster.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(CRDS))
+    cluster.kubectl("apply", "--server-side", "-f", str(definitions.MONITORING))
+    cluster.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(definitions.MONITORING))
     releases.install("--set", "monitoring.interval=1s")
     yield
     releases.install(*MONITORING_OFF)
-    cluster.kubectl("delete", "-f", str(CRDS))
+    cluster.kubectl("delete", "-f", str(definitions.MONITORING))
     releases.install()
 
 
