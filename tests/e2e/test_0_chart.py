@@ -2,9 +2,9 @@
 
 Proves: whatever the matrix of values renders, the API server accepts strictly, with the monitors and rules of
 the Prometheus Operator and the routes of the Gateway API, and Pod Security "restricted" has nothing to warn
-of; a monitor or rule with a fault would be refused; the library that the offline tests render with gives what
-the helm command gives; k8s/install.yaml and k8s/kustomization.yaml are accepted; every example passes the
-definition's schema and rules.
+of; a monitor or rule with a fault would be refused; helm refuses a Kubernetes older than 1.30; the library
+that the offline tests render with gives what the helm command gives; k8s/install.yaml and
+k8s/kustomization.yaml are accepted; every example passes the definition's schema and rules.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import cluster
@@ -97,6 +98,16 @@ def test_the_api_server_refuses_a_wrong_monitor(
     refused = cluster.run(cluster.tool("kubectl"), *DRY_RUN, "-f", "-", stdin=listed([manifest]), check=False)
     assert refused.returncode != 0
     assert said in refused.stderr
+
+
+@pytest.mark.parametrize("chart", [helm.CHART, helm.MODELS_CHART], ids=lambda chart: chart.name)
+def test_an_older_kubernetes_is_refused(chart: Path) -> None:
+    """By helm itself, and not by the library, which does not look at kubeVersion."""
+    command = helm.binary_helm(helm.find_binary(), chart)
+    command.template({}, helm.Release(kube_version=helm.OLDEST_KUBERNETES))
+    too_old = r"chart requires kubeVersion: >=1\.30-0 which is incompatible with Kubernetes v1\.29\.9"
+    with pytest.raises(helm.HelmError, match=too_old):
+        command.template({}, helm.Release(kube_version="v1.29.9"))
 
 
 def test_the_api_server_accepts_the_plain_manifests(release: None) -> None:
