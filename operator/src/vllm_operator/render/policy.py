@@ -14,6 +14,7 @@ from typing import Any
 
 from vllm_operator import names
 from vllm_operator.errors import Problem
+from vllm_operator.render.engine_options import ENV_EFFECTS, REFUSED, env_refusal, option_problems
 from vllm_operator.render.facts import Manifest
 from vllm_operator.render.storage import field_of_volume
 from vllm_operator.settings import Policy
@@ -43,6 +44,8 @@ class Review:
     default_image: str
     has_template: bool
     trusts_remote_code: bool = False
+    extra_args: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()  # names
 
     @property
     def spec(self) -> Manifest:
@@ -135,6 +138,23 @@ def _where(review: Review, volume: Manifest) -> str:
 def _remote_code(review: Review) -> Iterator[Problem]:
     if review.trusts_remote_code and not review.policy.trust_remote_code:
         yield Problem("spec.engine.trustRemoteCode", "is refused by settings.policy.trustRemoteCode")
+
+
+def _engine_options(review: Review) -> Iterator[Problem]:
+    if review.policy.engine_options == "safe":
+        yield from option_problems(review.extra_args, review.env)
+
+
+def _template_env(review: Review) -> Iterator[Problem]:
+    """Else podTemplate would be the way around engineOptions."""
+    if review.policy.engine_options != "safe":
+        return
+    before, after = _engine(review.base["spec"]), _engine(review.spec)
+    for item in _items(after, "env"):
+        if item not in before["env"] and (name := str(item.get("name"))) in ENV_EFFECTS:
+            yield Problem(f"{_path(review, after)}.env", env_refusal(name))
+    if after.get("envFrom"):
+        yield Problem(f"{_path(review, after)}.envFrom", f"can set any variable: {REFUSED}; use engine.env")
 
 
 def _selectors(review: Review) -> Iterator[Problem]:
@@ -302,7 +322,7 @@ def _items(parent: Manifest, field: str) -> list[Manifest]:
     return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
 
-ALWAYS: tuple[Judge, ...] = (_images, _host_paths, _remote_code)
+ALWAYS: tuple[Judge, ...] = (_images, _host_paths, _remote_code, _engine_options)
 FULL: tuple[Judge, ...] = (_engine_is_there, _selectors, _ports)
 SAFE: tuple[Judge, ...] = (
     *FULL,
@@ -316,5 +336,6 @@ SAFE: tuple[Judge, ...] = (
     _accounts,
     _node_name,
     _engine_command,
+    _template_env,
 )
 TEMPLATE_JUDGES: dict[str, tuple[Judge, ...]] = {"none": (_no_template,), "safe": SAFE, "full": FULL}
