@@ -1,6 +1,6 @@
 """The client at the API server's door: what goes over the wire, and what its refusals become.
 
-Proves: create, apply with uid and field manager, delete with a precondition; lists of several pages; each
+Proves: create, apply with uid and field manager, delete with a precondition; lists of no and many pages; each
 refusal is the right error with the server's own words; Retry-After; no answer, a slow answer and an answer
 that is no JSON are Unavailable; every failure is counted by its code, and the absence of an optional API is
 none; a refusal never quotes more than is readable; HTTP_PROXY and NO_PROXY are followed, and ~/.netrc is not
@@ -22,7 +22,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 from vllm_operator import cluster as cluster_module
 from vllm_operator.cluster import Cluster, connect
 from vllm_operator.errors import ApiError, Conflict, Forbidden, Gone, Invalid, NotFound, Unavailable
-from vllm_operator.kinds import GROUPS, PODS, SERVICES, Kind, ObjectKey, uid_of
+from vllm_operator.kinds import GROUPS, PODS, SECRETS, SERVICES, Kind, ObjectKey, uid_of
 
 KEY = ObjectKey("ns", "s")
 BODY = {
@@ -69,6 +69,12 @@ async def test_an_apply_never_creates_anew_what_is_gone(api: KubeApi, counted: C
     with pytest.raises(Conflict):
         await counted.cluster.apply(SERVICES, BODY, uid="gone")
     assert api.objects(resource("services")) == []
+
+
+async def test_a_list_may_be_empty(api: KubeApi, counted: Counted) -> None:
+    """Also one of metadata alone, whose items the server then gives as null."""
+    for kind in (PODS, SECRETS):
+        assert (await counted.cluster.list(kind, "ns")).items == []
 
 
 async def test_a_list_has_all_pages(api: KubeApi, counted: Counted, monkeypatch: pytest.MonkeyPatch) -> None:

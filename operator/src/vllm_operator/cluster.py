@@ -173,7 +173,8 @@ class Cluster:
                 "GET", kind.path(namespace), query, accept=accept, absent=kind.optional
             )
             said_once = {"apiVersion": kind.api_version, "kind": kind.kind}
-            items += [keep({**item, **said_once}) for item in page["items"]]
+            found = page["items"] or ()  # null for none, in a list of metadata
+            items += [keep({**item, **said_once}) for item in found]
             query["continue"] = page["metadata"].get("continue", "")
             if not query["continue"]:
                 return Listing(items, page["metadata"]["resourceVersion"])

@@ -21,6 +21,9 @@ from vllm_operator.settings import Policy
 
 TEMPLATE = "spec.podTemplate"
 HOST_NAMESPACES = ("hostNetwork", "hostPID", "hostIPC")
+PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
+HOOKS = ("postStart", "preStop")
+OLD_APPARMOR = "container.apparmor.security.beta.kubernetes.io/"
 VOLUME_KINDS = {
     "configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "image", "persistentVolumeClaim",
     "projected", "secret",
@@ -207,6 +210,16 @@ def _host_ports(review: Review) -> Iterator[Problem]:
             yield Problem(f"{_path(review, container)}.ports", f"a hostPort {_FULL}")
 
 
+def _host_handlers(review: Review) -> Iterator[Problem]:
+    """The kubelet would ask from the node's own network, whatever a NetworkPolicy says of the pod."""
+    for container in review.containers:
+        handlers = {probe: _map(container, probe) for probe in PROBES}
+        handlers |= {hook: _map(_map(container, "lifecycle"), hook) for hook in HOOKS}
+        for field, handler in handlers.items():
+            if _map(handler, "httpGet").get("host") or _map(handler, "tcpSocket").get("host"):
+                yield Problem(f"{_path(review, container)}.{field}", f"another host {_FULL}")
+
+
 def _volume_kinds(review: Review) -> Iterator[Problem]:
     for volume in review.added_volumes:
         if refused := sorted(volume.keys() - {"name"} - VOLUME_KINDS):
@@ -223,6 +236,9 @@ def _privilege(review: Review) -> Iterator[Problem]:
         if context.get("procMount", "Default") != "Default":
             yield Problem(f"{where}.procMount", _FULL)
         yield from _profiles(context, where)
+    for key in _map(review.merged["metadata"], "annotations"):
+        if key.startswith(OLD_APPARMOR):
+            yield Problem(f"{TEMPLATE}.metadata.annotations", f"{key} {_FULL}; use appArmorProfile")
     pod = _map(review.spec, "securityContext")
     yield from _profiles(pod, f"{TEMPLATE}.spec.securityContext")
     if pod.get("sysctls"):
@@ -312,6 +328,7 @@ SAFE: tuple[Judge, ...] = (
     *FULL,
     _host_namespaces,
     _host_ports,
+    _host_handlers,
     _volume_kinds,
     _privilege,
     _capabilities,
