@@ -48,7 +48,6 @@ ASK = """
 import asyncio, http.server, io, json, os, threading
 import vllm.envs as envs
 from PIL import Image
-from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.cli.serve import ServeSubcommand
 from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -89,7 +88,7 @@ async def fetched(connector, url):
 
 async def all_of(arguments, redirects, urls):
     os.environ["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] = redirects
-    made = AsyncEngineArgs.from_cli_args(top.parse_args(["serve", *arguments]))
+    made = top.parse_args(["serve", *arguments])
     connector = MEDIA_CONNECTOR_REGISTRY.load(
         envs.VLLM_MEDIA_CONNECTOR,
         allowed_local_media_path=made.allowed_local_media_path,
