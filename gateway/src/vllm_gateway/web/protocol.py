@@ -127,15 +127,16 @@ class GatewayProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refusal is not None:
             return
-        in_head = self._in_head
         cycle: RequestResponseCycle | None = self.cycle
-        if b"pgrade" in data and (in_head or cycle is None or not cycle.more_body):
+        in_body = cycle is not None and cycle.more_body
+        if b"pgrade" in data and (self._in_head or not in_body):
             data = _without_upgrade(data)
-        super().data_received(data)
-        if in_head and self._in_head:  # a head over several reads: the parser holds what it has not reported
+        if self._in_head or in_body:  # the parser holds what it has not reported: of a head, or of trailers
             self._head_bytes += len(data)
-            if self._head_bytes > self._limits.header_bytes + self._limits.url_bytes:
-                self.refuse(_head_too_large(self._limits))
+        super().data_received(data)
+        too_large = self._head_bytes > self._limits.header_bytes + self._limits.url_bytes
+        if too_large and self._refusal is None:
+            self.refuse(_head_too_large(self._limits))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -150,8 +151,17 @@ class GatewayProtocol(HttpToolsProtocol):
             self._refusal = GatewayError(414, "url_too_long", "The URL is too long.")
             raise _Refused
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # a trailer must not pass as a header (RFC 9110, 6.5.1)
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
+        super().on_body(body)
+
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._head_bytes = 0
         self._cancel_head_timer()
         size = sum([len(name) + len(value) for name, value in self.headers])
         if size > self._limits.header_bytes or len(self.headers) > self._limits.header_count:
