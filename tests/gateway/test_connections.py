@@ -2,12 +2,14 @@
 
 Proves: pipelined requests are answered in order and never into each other; HTTP/1.0 gets an unframed body;
 HEAD gets no body; `connection: close` is honoured; a task that is cancelled writes no second head; a caller
-that pipelined and then left frees its engine; an offer of h2c does no harm.
+that pipelined and then left frees its engine; an offer of h2c does no harm; bytes that are no
+request end the one before them with a 400, once, and its engine is freed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import engine as fake
@@ -220,3 +222,41 @@ async def test_a_connection_that_a_slow_caller_paused_is_read_again(raw_gateway:
             await running.settled()
             idle = [entry for found in running.gateway.client._idle.values() for entry in found]
             assert not [entry for entry in idle if entry.connection._paused]
+
+
+@pytest.mark.parametrize("expect", ["", "100-continue"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/health", "/nowhere"])
+async def test_what_follows_a_body_and_is_no_request_is_a_400(
+    raw_gateway: Any, path: str, expect: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = json.dumps(CHAT).encode()
+    async with (
+        FakeEngine(fake.stream(delay=0.02)) as engine,
+        raw_gateway(engine) as running,
+        await Caller.connect(running.port) as caller,
+    ):
+        headers = {"content-length": str(len(body)), "expect": expect}
+        caller.send(path, body + b"\0garbage\r\n\r\n", headers=headers)
+        assert (await caller.answer()).status == 400
+        assert await asyncio.wait_for(caller.reader.read(), 3) == b""
+        await running.settled()
+        assert not engine.seen
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_what_follows_a_request_that_waits_for_its_engine_frees_the_engine(
+    raw_gateway: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        FakeEngine(fake.never) as engine,
+        raw_gateway(engine) as running,
+        await Caller.connect(running.port) as caller,
+    ):
+        caller.send("/v1/chat/completions", CHAT)
+        await until(lambda: engine.active == 1)
+        caller.raw(b"\0garbage\r\n\r\n")
+        assert (await caller.answer()).status == 400
+        await until(lambda: engine.active == 0, 0.5)  # not when the connection is closed, a second later
+        assert await asyncio.wait_for(caller.reader.read(), 3) == b""
+        await running.settled()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

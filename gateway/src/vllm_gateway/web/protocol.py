@@ -189,10 +189,20 @@ class GatewayProtocol(HttpToolsProtocol):
         if not self._may_answer():
             self.transport.close()
             return
+        self._end_request()
         self.transport.write(_response(error))
         if self.transport.can_write_eof():  # not over TLS, whose own end comes with close()
             self.transport.write_eof()
         self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+
+    def _end_request(self) -> None:
+        """Whoever answers the request at hand must not write after the refusal, which is its answer now."""
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected, cycle.waiting_for_100_continue = True, False
+            cycle.message_event.set()
+        if self.listener is not None:
+            self.listener.connection_lost()
 
     def _may_answer(self) -> bool:
         cycle: RequestResponseCycle | None = self.cycle
