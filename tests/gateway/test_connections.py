@@ -3,7 +3,8 @@
 Proves: pipelined requests are answered in order and never into each other; HTTP/1.0 gets an unframed body;
 HEAD gets no body; `connection: close` is honoured; a task that is cancelled writes no second head; a caller
 that pipelined and then left frees its engine; an offer of h2c does no harm; bytes that are no
-request end the one before them with a 400, once, and its engine is freed.
+request end the one before them with a 400, once, and its engine is freed; an idle
+connection is closed after its time and no sooner, whatever came on it that is no request.
 """
 
 from __future__ import annotations
@@ -260,3 +261,35 @@ async def test_what_follows_a_request_that_waits_for_its_engine_frees_the_engine
         assert await asyncio.wait_for(caller.reader.read(), 3) == b""
         await running.settled()
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+EARLY = b"OPTIONS /chat HTTP/1.1\r\nhost: t\r\norigin: x\r\naccess-control-request-method: POST\r\n"
+
+
+@pytest.mark.parametrize("rest", [b"\r\n", b"body"], ids=["an empty line", "the body after its answer"])
+async def test_an_idle_connection_is_closed_though_something_came_on_it(
+    raw_gateway: Any, rest: bytes
+) -> None:
+    options = {"timeouts": {"keepAlive": "1s"}}
+    async with (
+        FakeEngine() as engine,
+        raw_gateway(engine, options=options) as running,
+        await Caller.connect(running.port) as caller,
+    ):
+        caller.raw(EARLY + b"content-length: %d\r\n\r\n" % (4 if rest == b"body" else 0))
+        assert (await caller.head()).status == 204
+        caller.raw(rest)
+        assert await asyncio.wait_for(caller.reader.read(), 5) == b""
+
+
+async def test_a_keep_alive_of_less_than_a_second_is_not_none(raw_gateway: Any) -> None:
+    options = {"timeouts": {"keepAlive": "900ms"}}
+    async with (
+        FakeEngine() as engine,
+        raw_gateway(engine, options=options) as running,
+        await Caller.connect(running.port) as caller,
+    ):
+        for _ in range(2):
+            caller.send("/v1/chat/completions", UNARY)
+            assert (await caller.answer()).status == 200
+            await asyncio.sleep(0.05)

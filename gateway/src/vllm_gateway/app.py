@@ -7,6 +7,7 @@ import contextlib
 import functools
 import gc
 import logging
+import math
 import os
 import signal
 import socket
@@ -285,7 +286,7 @@ def server_config(gateway: Gateway) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=int(settings.timeouts.keep_alive),
+        timeout_keep_alive=math.ceil(settings.timeouts.keep_alive),
         backlog=2048,
         ssl_context_factory=context,
     )

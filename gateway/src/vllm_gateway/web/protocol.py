@@ -137,6 +137,15 @@ class GatewayProtocol(HttpToolsProtocol):
         too_large = self._head_bytes > self._limits.header_bytes + self._limits.url_bytes
         if too_large and self._refusal is None:
             self.refuse(_head_too_large(self._limits))
+        elif not self._in_head:
+            self._keep_idle_timer()
+
+    def _keep_idle_timer(self) -> None:
+        """Sets it again where what came was no request: uvicorn ends it with any read, even an empty line."""
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is not None and cycle.response_complete and self.timeout_keep_alive_task is None:
+            handler = self.timeout_keep_alive_handler
+            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, handler)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
