@@ -189,6 +189,23 @@ async def test_e07_the_race_itself_request_sent_as_the_engine_closes(gateway: An
         assert running.metric("retries_total") > 0
 
 
+async def test_e07_the_race_is_no_failure_however_often_it_is_lost(gateway: Any) -> None:
+    """A quiet gateway's requests come as far apart as its engine keeps connections (5 s of vLLM's own)."""
+    served: list[Any] = []
+
+    async def script(reply: fake.Reply) -> None:
+        if reply.writer in served:
+            reply.close()
+            return
+        served.append(reply.writer)
+        await fake.stream()(reply)
+
+    async with FakeEngine(script) as engine, gateway(engine) as running:
+        for _ in range(30):
+            assert (await ask(running.port, "/v1/chat/completions", CHAT)).body.endswith(DONE)
+        assert running.metric("retries_total") > 20  # more than is left of any budget
+
+
 async def test_a_new_connection_that_the_engine_closes_without_an_answer_is_not_tried_again(
     gateway: Any,
 ) -> None:
