@@ -206,6 +206,19 @@ async def test_e07_the_race_is_no_failure_however_often_it_is_lost(gateway: Any)
         assert running.metric("retries_total") > 20  # more than is left of any budget
 
 
+async def test_nothing_is_kept_of_an_engine_whose_last_connection_broke(gateway: Any) -> None:
+    """Pods come and go for months."""
+    broken = fake.pieces([ROLE, token("a")], then="reset")
+    options = {"timeouts": {"upstreamKeepAlive": "100ms"}}
+    async with (
+        FakeEngine(fake.in_turn(fake.stream(), broken)) as engine,
+        gateway(engine, options=options | {"refreshInterval": "1h"}) as running,
+    ):
+        for _ in range(2):
+            await ask(running.port, "/v1/chat/completions", CHAT)
+        await until(lambda: not running.gateway.client._idle)
+
+
 async def test_a_new_connection_that_the_engine_closes_without_an_answer_is_not_tried_again(
     gateway: Any,
 ) -> None:

@@ -325,8 +325,10 @@ class Client:
     def _close_old(self) -> None:
         loop = asyncio.get_running_loop()
         limit = loop.time() - self._keep_alive
-        for idle in list(self._idle.values()):
+        for endpoint, idle in list(self._idle.items()):
             for entry in [entry for entry in idle if entry.since <= limit]:
                 entry.connection.close()  # its end calls `_forget`
+            if not idle:  # the last one was taken, and not brought back
+                del self._idle[endpoint]
         again = bool(self._idle)
         self._sweep = loop.call_later(self._keep_alive / 2, self._close_old) if again else None
