@@ -2,12 +2,15 @@
 
 Proves: pipelined requests are answered in order and never into each other; HTTP/1.0 gets an unframed body;
 HEAD gets no body; `connection: close` is honoured; a task that is cancelled writes no second head; a caller
-that pipelined and then left frees its engine; an offer of h2c does no harm.
+that pipelined and then left frees its engine; an offer of h2c does no harm; bytes that are no
+request end the one before them with a 400, once, and its engine is freed; an idle
+connection is closed after its time and no sooner, whatever came on it that is no request.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import engine as fake
@@ -220,3 +223,73 @@ async def test_a_connection_that_a_slow_caller_paused_is_read_again(raw_gateway:
             await running.settled()
             idle = [entry for found in running.gateway.client._idle.values() for entry in found]
             assert not [entry for entry in idle if entry.connection._paused]
+
+
+@pytest.mark.parametrize("expect", ["", "100-continue"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/health", "/nowhere"])
+async def test_what_follows_a_body_and_is_no_request_is_a_400(
+    raw_gateway: Any, path: str, expect: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = json.dumps(CHAT).encode()
+    async with (
+        FakeEngine(fake.stream(delay=0.02)) as engine,
+        raw_gateway(engine) as running,
+        await Caller.connect(running.port) as caller,
+    ):
+        headers = {"content-length": str(len(body)), "expect": expect}
+        caller.send(path, body + b"\0garbage\r\n\r\n", headers=headers)
+        assert (await caller.answer()).status == 400
+        assert await asyncio.wait_for(caller.reader.read(), 3) == b""
+        await running.settled()
+        assert not engine.seen
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_what_follows_a_request_that_waits_for_its_engine_frees_the_engine(
+    raw_gateway: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        FakeEngine(fake.never) as engine,
+        raw_gateway(engine) as running,
+        await Caller.connect(running.port) as caller,
+    ):
+        caller.send("/v1/chat/completions", CHAT)
+        await until(lambda: engine.active == 1)
+        caller.raw(b"\0garbage\r\n\r\n")
+        assert (await caller.answer()).status == 400
+        await until(lambda: engine.active == 0, 0.5)  # not when the connection is closed, a second later
+        assert await asyncio.wait_for(caller.reader.read(), 3) == b""
+        await running.settled()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+EARLY = b"OPTIONS /chat HTTP/1.1\r\nhost: t\r\norigin: x\r\naccess-control-request-method: POST\r\n"
+
+
+@pytest.mark.parametrize("rest", [b"\r\n", b"body"], ids=["an empty line", "the body after its answer"])
+async def test_an_idle_connection_is_closed_though_something_came_on_it(
+    raw_gateway: Any, rest: bytes
+) -> None:
+    options = {"timeouts": {"keepAlive": "1s"}}
+    async with (
+        FakeEngine() as engine,
+        raw_gateway(engine, options=options) as running,
+        await Caller.connect(running.port) as caller,
+    ):
+        caller.raw(EARLY + b"content-length: %d\r\n\r\n" % (4 if rest == b"body" else 0))
+        assert (await caller.head()).status == 204
+        caller.raw(rest)
+        assert await asyncio.wait_for(caller.reader.read(), 5) == b""
+
+
+async def test_a_keep_alive_of_less_than_a_second_is_not_none(raw_gateway: Any) -> None:
+    options = {"timeouts": {"keepAlive": "900ms"}}
+    async with (
+        FakeEngine() as engine,
+        raw_gateway(engine, options=options) as running,
+        await Caller.connect(running.port) as caller,
+    ):
+        for _ in range(2):
+            caller.send("/v1/chat/completions", UNARY)
+            assert (await caller.answer()).status == 200
+            await asyncio.sleep(0.05)

@@ -2,7 +2,8 @@
 
 The process as a person or Kubernetes stops it: a subprocess and a signal. Proves that on SIGTERM /readyz
 says so at once, new requests are still served while `shutdownDelay` lasts (with `connection: close`), then
-connections are refused, a running stream ends well within `drainTimeout`, and gets one error event after it.
+connections are refused, a running stream ends well within `drainTimeout`, and gets one error event after it;
+and a large answer whose caller reads slowly is sent whole.
 """
 
 from __future__ import annotations
@@ -74,6 +75,23 @@ async def test_a_stream_that_outlasts_the_drain_gets_one_error_event(tmp_path: P
             assert b'"code": "shutting_down", "retry_after": 1}}\n\ndata: {"done": true' in body
         assert await gateway.ended() == 0
         assert engine.active == 0
+
+
+async def test_a_slow_reader_of_a_large_answer_gets_all_of_it(tmp_path: Path) -> None:
+    size = 16_000_000  # far more than the kernel takes
+    async with (
+        FakeEngine(fake.answer(200, {"embedding": "0" * size})) as engine,
+        running_process(tmp_path, engine, shutdownDelay="0s", drainTimeout="30s") as gateway,
+    ):
+        async with await Caller.connect(gateway.port, receive_buffer=64 * 1024) as caller:
+            caller.send("/v1/embeddings", {"model": "m", "input": "x"})
+            head = await caller.head()
+            gateway.signal(signal.SIGTERM)
+            await refused(gateway.port)
+            await asyncio.sleep(1.5)
+            body = await caller.reader.readexactly(int(head.headers["content-length"]))
+            assert len(body) > size
+        assert await gateway.ended() == 0
 
 
 async def test_ctrl_c_does_not_wait_for_load_balancers_and_twice_does_not_wait_at_all(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import logging
 from pathlib import Path
 
 import pytest
+from http_caller import until
 
 from vllm_gateway.errors import GatewayError
 from vllm_gateway.policy.keyring import Keyring
@@ -148,6 +149,22 @@ def test_mistakes_are_told_without_secrets(tmp_path: Path, text: str, words: str
     assert words in str(caught.value)
     assert "keys.yaml" in str(caught.value)
     assert "sk-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["2024-13-01", "!!int x", "!!bool x", "!!timestamp x", "!!int ''"])
+async def test_a_value_that_yaml_cannot_read_is_told_and_the_file_is_followed_on(
+    tmp_path: Path, value: str
+) -> None:
+    path = write(tmp_path / "keys.yaml")
+    ring = keyring(path)
+    await ring.start()
+    try:
+        write(path, f"keys: [{{name: {value}, key: {BOB}}}]")
+        await until(lambda: "not valid YAML" in ring.problem, 2)
+        write(path, f"keys: [{{name: b, key: {BOB}}}]")
+        await until(lambda: known(ring, BOB) and not known(ring, ALICE), 2)
+    finally:
+        await ring.stop()
 
 
 def test_a_file_that_is_not_there_or_too_large(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ import pytest
 from valkey_server import Valkey, valkey
 
 from vllm_gateway.errors import GatewayError
-from vllm_gateway.policy.keys import Caller, KeyLimits
-from vllm_gateway.policy.rates import Rates, _Memory
+from vllm_gateway.policy.keys import MAX_KEYS, Caller, KeyLimits
+from vllm_gateway.policy.rates import Rates, _Memory, _PerMinute
 from vllm_gateway.policy.shared import Shared
 from vllm_gateway.settings import RedisSettings
 
@@ -242,3 +242,11 @@ async def test_what_has_expired_is_forgotten(wall: Wall) -> None:
         await asyncio.sleep(0)
         assert len(storage.storage) == 1
         assert len(storage.expirations) == 1
+
+
+def test_names_of_keys_that_come_and_go_take_no_memory() -> None:
+    item = _PerMinute(60, "requests")
+    for number in range(2 * MAX_KEYS):
+        item.key_for(f"key-{number}")
+    assert len(item._keys) <= MAX_KEYS
+    assert item.key_for("a") == item.key_for("a") != item.key_for("b")

@@ -1,7 +1,8 @@
 """Everything from outside has a limit and a clear answer with the right status (FACTS E13, E14, E15, E16).
 
 Proves that what is refused never reaches an engine, over both channels; and, for the channel that ships,
-that heads are limited too (uvicorn's parser limits nothing). What it costs a process is test_abuse.py's.
+that heads and trailers are limited too (uvicorn's parser limits nothing), and that a trailer is no header.
+What it costs a process is test_abuse.py's.
 """
 
 from __future__ import annotations
@@ -282,3 +283,41 @@ async def test_a_connection_on_which_nothing_comes_is_closed(raw_gateway: Any) -
         await Caller.connect(running.port) as caller,
     ):
         assert await asyncio.wait_for(caller.reader.read(), 2) == b""
+
+
+CHUNKED = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n"
+    b"x-request-id: of-the-head\r\ntransfer-encoding: chunked\r\n\r\n"
+)
+
+
+async def test_e15_a_trailer_never_passes_as_a_header(raw_gateway: Any) -> None:
+    """A proxy in front that checks or sets headers does not look there."""
+    body = json.dumps(CHAT).encode()
+    wire = b"%b%x\r\n%b\r\n0\r\nx-request-id: of-a-trailer\r\n\r\n" % (CHUNKED, len(body), body)
+    async with (
+        FakeEngine() as engine,
+        raw_gateway(engine) as running,
+        await Caller.connect(running.port) as caller,
+    ):
+        caller.raw(wire)
+        answer = await caller.answer()
+        assert (answer.status, answer.headers["x-request-id"]) == (200, "of-the-head")
+        assert engine.seen[0].headers["x-request-id"] == "of-the-head"
+
+
+@pytest.mark.parametrize("line", [b"x: " + b"y" * 1000 + b"\r\n", b"y" * 1000], ids=["many", "one"])
+async def test_e14_trailers_without_end_are_refused(raw_gateway: Any, line: bytes) -> None:
+    async with (
+        FakeEngine() as engine,
+        raw_gateway(engine) as running,
+        await Caller.connect(running.port) as caller,
+    ):
+        caller.raw(CHUNKED + b"1\r\n{\r\n0\r\nx: ")
+        for _ in range(100):
+            caller.raw(line)
+            await asyncio.sleep(0.001)
+        async with asyncio.timeout(5):
+            assert (await caller.answer()).status == 431
+        await running.settled()
+        assert not engine.seen

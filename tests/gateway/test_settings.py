@@ -68,6 +68,7 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
         ("logLevel: loud", "logLevel"),
         ("- a", "the top level must be a mapping"),
         ("a: [", "is not valid YAML"),
+        ("a: 2024-13-01", "is not valid YAML"),
     ],
 )
 def test_a_bad_file_is_one_line_that_names_the_setting(tmp_path: Path, text: str, words: str) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import gc
 import logging
+import math
 import os
 import signal
 import socket
@@ -52,7 +53,8 @@ from vllm_gateway.web.services import Lifecycle, Services
 
 _LOG = logging.getLogger("vllm_gateway")
 _CLEANUP_SECONDS = 5.0
-_FLUSH_POLLS = 50
+_FLUSH_SECONDS = 1.0
+_FLUSH_POLL_SECONDS = 0.02
 _BEAT_SECONDS = 1.0
 _POLL_SECONDS = 0.1
 
@@ -250,6 +252,7 @@ class Server(uvicorn.Server):
             listener.close()
         for connection in list(self.server_state.connections):
             connection.shutdown()
+        until = time.monotonic() + self._drain_timeout
         await self._wait_for_requests(self._drain_timeout)
         tasks = list(self.server_state.tasks)
         if tasks:
@@ -259,10 +262,7 @@ class Server(uvicorn.Server):
         await self._wait_for_requests(_CLEANUP_SECONDS)
         for connection in list(self.server_state.connections):
             connection.shutdown()
-        for _ in range(_FLUSH_POLLS):  # closing transports still write what they hold
-            if not self.server_state.connections:
-                break
-            await asyncio.sleep(0.02)
+        await self._wait_for_readers(until)
         await self.lifespan.shutdown()
         _LOG.info("stopped")
 
@@ -270,6 +270,15 @@ class Server(uvicorn.Server):
         until = time.monotonic() + seconds
         while (tasks := self.server_state.tasks) and not self.force_exit and time.monotonic() < until:
             await asyncio.wait(tasks, timeout=_POLL_SECONDS)  # in slices: a second Ctrl+C ends the wait
+
+    async def _wait_for_readers(self, until: float) -> None:
+        """Closing transports still write what they hold: of a large answer that may be most of it."""
+        soon = time.monotonic() + _FLUSH_SECONDS
+        while (connections := self.server_state.connections) and not self.force_exit:
+            unsent = any(connection.transport.get_write_buffer_size() for connection in connections)
+            if time.monotonic() >= (max(soon, until) if unsent else soon):
+                break
+            await asyncio.sleep(_FLUSH_POLL_SECONDS)
 
 
 def server_config(gateway: Gateway) -> uvicorn.Config:
@@ -287,7 +296,7 @@ def server_config(gateway: Gateway) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=int(settings.timeouts.keep_alive),
+        timeout_keep_alive=math.ceil(settings.timeouts.keep_alive),
         backlog=2048,
         ssl_context_factory=context,
     )

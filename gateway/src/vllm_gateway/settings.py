@@ -310,6 +310,10 @@ class Settings(_Section):
     """One JSON object a line, or text for people."""
 
 
+# What PyYAML raises beside its own errors, for a date that is none (2024-13-01) or `!!int x`, say.
+NOT_YAML = (ValueError, LookupError, AttributeError, RecursionError)
+
+
 class BadSettings(Exception):
     """One line for a person: which setting, from where, and what is wrong with it."""
 
@@ -338,7 +342,7 @@ def _read(file: str) -> dict[str, Any]:
         document = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except OSError as error:
         raise BadSettings(f"{file}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, *NOT_YAML) as error:
         raise BadSettings(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
     if document is None:
         return {}

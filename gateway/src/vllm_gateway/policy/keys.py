@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from pydantic.alias_generators import to_camel
 
 from vllm_gateway.routing.table import Model
-from vllm_gateway.settings import BadSettings, describe_errors
+from vllm_gateway.settings import NOT_YAML, BadSettings, describe_errors
 
 MAX_FILE_BYTES = 4 * 1024 * 1024
 MAX_KEYS = 10_000
@@ -179,13 +179,13 @@ def _parse(file: Path) -> _File:
         if document is None:  # as while somebody writes it: never the wish to let nobody in
             raise BadKeys(f"{file} is empty; write 'keys: []' for no keys")
         return _File.model_validate(document)
-    except (yaml.YAMLError, RecursionError) as error:
+    except ValidationError as error:
+        raise BadKeys(f"{file}: {describe_errors(error, with_values=False)}") from None
+    except (yaml.YAMLError, *NOT_YAML) as error:
         # Without the parser's words: they quote the line, which may hold a key.
         mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
         where = f" (line {mark.line + 1})" if mark is not None else ""
         raise BadKeys(f"{file} is not valid YAML{where}") from None
-    except ValidationError as error:
-        raise BadKeys(f"{file}: {describe_errors(error, with_values=False)}") from None
 
 
 def _digest(secret: bytes) -> str:

@@ -25,7 +25,7 @@ from limits.strategies import SlidingWindowCounterRateLimiter as LocalSlidingWin
 from limits.util import WindowStats
 
 from vllm_gateway.errors import GatewayError
-from vllm_gateway.policy.keys import Caller
+from vllm_gateway.policy.keys import MAX_KEYS, Caller
 from vllm_gateway.policy.shared import Shared
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ class _PerMinute(RateLimitItemPerMinute):
         name = str(identifiers[0])
         key = self._keys.get(name)
         if key is None:
+            if len(self._keys) >= MAX_KEYS:  # so many names have been in the file, one after another
+                self._keys.clear()
             key = self._keys[name] = super().key_for(*identifiers)
         return key
 

@@ -140,7 +140,8 @@ class Engines:
             # A reused connection that was closed says nothing against its endpoint.
             stale = failure.retryable and failure.reason == "closed_early"
             self.balancer.report(endpoint, None if stale else failure.reason)
-            if failure.retryable and self._may_retry(models, tried, same=stale):
+            # That is the engine's or a proxy's habit, and no load to bound; the next connection is a new one.
+            if stale or (failure.retryable and self._may_retry(models, tried)):
                 return None
             raise
         except BaseException:  # the caller left
@@ -150,15 +151,15 @@ class Engines:
         if status in _RETRYABLE_STATUS:
             upstream.outcome = f"status_{status}"
             self.observer.upstream_error(model.key, upstream.outcome)
-            if self._may_retry(models, tried, same=False):
+            if self._may_retry(models, tried):
                 upstream.connection.close()
                 self.balancer.report(endpoint, upstream.outcome)
                 return None
         return upstream
 
-    def _may_retry(self, models: Sequence[Model], tried: list[str], *, same: bool) -> bool:
+    def _may_retry(self, models: Sequence[Model], tried: list[str]) -> bool:
         others = any(untried(model, tried) for model in models)
-        return len(tried) < MAX_ATTEMPTS and (others or same) and self.budget.withdraw()
+        return len(tried) < MAX_ATTEMPTS and others and self.budget.withdraw()
 
     def follow(self, models: Mapping[str, Model]) -> None:
         """The table was swapped."""

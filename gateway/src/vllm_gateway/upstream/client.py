@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections import deque
 from collections.abc import Callable
@@ -244,10 +245,15 @@ class _Idle:
 
 
 class Client:
-    """Connections to engines, kept for reuse for `keep_alive` seconds; last in, first out."""
+    """Connections to engines, kept for reuse for `keep_alive` seconds; last in, first out.
 
-    def __init__(self, *, connect_timeout: float, keep_alive: float) -> None:
+    A host that acknowledges nothing of a request for `unheard` seconds is gone. That of an engine which hangs
+    still does; so this is far less than an engine may take for a first token.
+    """
+
+    def __init__(self, *, connect_timeout: float, keep_alive: float, unheard: float = 30.0) -> None:
         self._connect_timeout = connect_timeout
+        self._unheard = unheard
         self._keep_alive = keep_alive
         self._idle: dict[Endpoint, deque[_Idle]] = {}
         self._sweep: asyncio.TimerHandle | None = None
@@ -298,13 +304,14 @@ class Client:
         where = f"{endpoint.host}:{endpoint.port}"
         try:
             async with asyncio.timeout(self._connect_timeout):
-                _, connection = await loop.create_connection(
+                transport, connection = await loop.create_connection(
                     lambda: Connection(loop), endpoint.host, endpoint.port, ssl=self._context(endpoint)
                 )
         except TimeoutError as error:
             raise UpstreamFailure("connect_timeout", where, retryable=True) from error
         except (OSError, ssl.SSLError) as error:
             raise UpstreamFailure("connect", f"{where}: {error}", retryable=True) from error
+        _notice_dead_host(transport.get_extra_info("socket"), self._unheard)
         return connection
 
     def _context(self, endpoint: Endpoint) -> ssl.SSLContext | None:
@@ -325,8 +332,16 @@ class Client:
     def _close_old(self) -> None:
         loop = asyncio.get_running_loop()
         limit = loop.time() - self._keep_alive
-        for idle in list(self._idle.values()):
+        for endpoint, idle in list(self._idle.items()):
             for entry in [entry for entry in idle if entry.since <= limit]:
                 entry.connection.close()  # its end calls `_forget`
+            if not idle:  # the last one was taken, and not brought back
+                del self._idle[endpoint]
         again = bool(self._idle)
         self._sweep = loop.call_later(self._keep_alive / 2, self._close_old) if again else None
+
+
+def _notice_dead_host(sock: socket.socket, seconds: float) -> None:
+    """Lets the kernel end a connection whose peer acknowledges nothing any more (RFC 5482)."""
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))

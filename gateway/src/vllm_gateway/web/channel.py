@@ -103,7 +103,7 @@ class RawChannel:
         self._head = b""
         self.forwards = False  # whether the body is chunked
         self.flow: Flow | None = None
-        self.gone = self._transport.is_closing()
+        self.gone = self._transport.is_closing() or self._cycle.disconnected
         self.started = False
         self.finished = False
         raw.protocol.listener = self

@@ -127,15 +127,25 @@ class GatewayProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refusal is not None:
             return
-        in_head = self._in_head
         cycle: RequestResponseCycle | None = self.cycle
-        if b"pgrade" in data and (in_head or cycle is None or not cycle.more_body):
+        in_body = cycle is not None and cycle.more_body
+        if b"pgrade" in data and (self._in_head or not in_body):
             data = _without_upgrade(data)
-        super().data_received(data)
-        if in_head and self._in_head:  # a head over several reads: the parser holds what it has not reported
+        if self._in_head or in_body:  # the parser holds what it has not reported: of a head, or of trailers
             self._head_bytes += len(data)
-            if self._head_bytes > self._limits.header_bytes + self._limits.url_bytes:
-                self.refuse(_head_too_large(self._limits))
+        super().data_received(data)
+        too_large = self._head_bytes > self._limits.header_bytes + self._limits.url_bytes
+        if too_large and self._refusal is None:
+            self.refuse(_head_too_large(self._limits))
+        elif not self._in_head:
+            self._keep_idle_timer()
+
+    def _keep_idle_timer(self) -> None:
+        """Sets it again where what came was no request: uvicorn ends it with any read, even an empty line."""
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is not None and cycle.response_complete and self.timeout_keep_alive_task is None:
+            handler = self.timeout_keep_alive_handler
+            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, handler)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -150,8 +160,17 @@ class GatewayProtocol(HttpToolsProtocol):
             self._refusal = GatewayError(414, "url_too_long", "The URL is too long.")
             raise _Refused
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # a trailer must not pass as a header (RFC 9110, 6.5.1)
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
+        super().on_body(body)
+
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._head_bytes = 0
         self._cancel_head_timer()
         size = sum([len(name) + len(value) for name, value in self.headers])
         if size > self._limits.header_bytes or len(self.headers) > self._limits.header_count:
@@ -179,10 +198,20 @@ class GatewayProtocol(HttpToolsProtocol):
         if not self._may_answer():
             self.transport.close()
             return
+        self._end_request()
         self.transport.write(_response(error))
         if self.transport.can_write_eof():  # not over TLS, whose own end comes with close()
             self.transport.write_eof()
         self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+
+    def _end_request(self) -> None:
+        """Whoever answers the request at hand must not write after the refusal, which is its answer now."""
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected, cycle.waiting_for_100_continue = True, False
+            cycle.message_event.set()
+        if self.listener is not None:
+            self.listener.connection_lost()
 
     def _may_answer(self) -> bool:
         cycle: RequestResponseCycle | None = self.cycle
