@@ -95,10 +95,13 @@ class Operator:
             self._clock,
             self.metrics,
             self._keys.of,
-            lambda: queue.waiting > 0,
+            lambda: queue.preceding > 0,
         )
         queue: Queue[ModelKey] = Queue(
-            reconciler, self._clock, concurrency=self._settings.max_concurrent_reconciles
+            reconciler,
+            self._clock,
+            concurrency=self._settings.max_concurrent_reconciles,
+            precedes=world.lacks_workload,
         )
         self._world = world
         world.enqueue = queue.add
