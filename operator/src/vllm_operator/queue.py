@@ -21,7 +21,7 @@ K = TypeVar("K", bound=Hashable)
 log = logging.getLogger(__name__)
 
 Work = Callable[[K], Awaitable[float | None]]
-SHARE = 8  # one turn in so many is for those without precedence, while there are others
+SHARE = 16  # one turn in so many is for those without precedence, while there are others
 
 
 class Line(Generic[K]):
@@ -30,7 +30,7 @@ class Line(Generic[K]):
     """
 
     def __init__(self, precedes: Callable[[K], bool]) -> None:
-        self._precedes = precedes
+        self.precedes = precedes
         self._first: dict[K, None] = {}
         self._rest: dict[K, None] = {}
         self._turns = 0
@@ -44,7 +44,7 @@ class Line(Generic[K]):
         return len(self._first)
 
     def add(self, key: K) -> None:
-        if self._precedes(key):
+        if self.precedes(key):
             self._rest.pop(key, None)
             self._first[key] = None
         elif key not in self._first:
@@ -90,8 +90,8 @@ class Queue(Generic[K]):
 
     @property
     def preceding(self) -> int:
-        """Keys with precedence whose turn has not come."""
-        return self._ready.first
+        """Keys with precedence that wait, or are worked on and have not lost it yet."""
+        return self._ready.first + sum(map(self._ready.precedes, self._running.values()))
 
     def add(self, key: K) -> None:
         if key in self._running.values():
