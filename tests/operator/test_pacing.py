@@ -1,11 +1,12 @@
 """When a status is written: news at once, the same in other words a moment later.
 
-Proves: the first status, readiness won and lost, trouble, a refusal and an edit are written at once; a step of a
-start, a message and a number of pods wait, at most a second from the first of them however many follow, and what
-is written then is the newest, once; what is as it was again is not written; a model that goes meanwhile gets no
-status and leaves nothing behind; a write that fails is due at once when it is tried again; an operator that stops
-with a status held leaves it to the next one; a refusal's other words are not forgotten for its retry's minute;
-a status for a model that is gone, or another by now, ends the work on it, and any other conflict is tried again.
+Proves: the first status, readiness won and lost, trouble, a refusal and an edit are written at once; a step
+of a start, a message and a number of pods wait, at most a second from the first of them however many follow,
+and what is written then is the newest, once; what is as it was again is not written; a model that goes
+meanwhile gets no status and leaves nothing behind; a write that fails is due at once when it is tried again;
+an operator that stops with a status held leaves it to the next one; a refusal's other words do not wait for
+its retry; a status for a model that is gone, or another by now, ends the work on it, and any other conflict
+is tried again.
 """
 
 from __future__ import annotations
@@ -34,9 +35,12 @@ async def slow(api: KubeApi) -> AsyncIterator[Rig]:
 
 
 def told(reason: Reason = Reason.STARTING, message: str = "", ready: bool = False, **more: Any) -> Status:
-    status = "True" if ready else "False"
     condition = Condition(
-        type="Ready", status=status, reason=reason, message=message, last_transition_time="t"
+        type="Ready",
+        status="True" if ready else "False",
+        reason=reason,
+        message=message,
+        last_transition_time="t",
     )
     return Status(observed_generation=1, conditions=(condition,), **more)
 

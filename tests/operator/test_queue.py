@@ -3,7 +3,8 @@
 Proves: one worker per key; doubles fold; a key added during its work runs once more; other keys go on
 meanwhile; the limit of concurrent work; growing, capped waits without end after failures, reset by a
 success; Retry-After; later appointments, of which the earliest stands; cancellation ends the work that runs;
-keys with precedence go first, also those that get it while they wait, and the others keep their share of turns.
+keys with precedence go first, also those that get it while they wait, and the others keep their share of
+turns.
 """
 
 from __future__ import annotations

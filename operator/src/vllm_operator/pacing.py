@@ -1,8 +1,9 @@
 """When a status is written: at once where it says something new, and else with what is said a moment later.
 
 A pod that comes up changes the words several times a second (made, on its node, pulling, loading), and every
-write costs the API server as much as a child. So what is only said differently waits for HOLD_SECONDS from its
-first change, and is then written as it is by then. Nothing is kept but the time: each reconcile observes anew.
+write costs the API server as much as a child. So what is only said differently waits for HOLD_SECONDS from
+its first change, and is then written as it is by then. Nothing is kept but the time: each reconcile observes
+anew.
 """
 
 from __future__ import annotations

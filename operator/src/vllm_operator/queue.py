@@ -25,8 +25,8 @@ SHARE = 16  # one turn in so many is for those without precedence, while there a
 
 
 class Line(Generic[K]):
-    """Who waits, each key once and in order of arrival. `precedes` is asked when a key comes; without precedence
-    a key waits for longer, but never for ever.
+    """Who waits, each key once and in order of arrival. `precedes` is asked when a key comes; without
+    precedence a key waits for longer, but never for ever.
     """
 
     def __init__(self, precedes: Callable[[K], bool]) -> None:
