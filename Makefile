@@ -37,6 +37,7 @@ lint: setup ## ruff, mypy strict, import layers, sizes, YAML
 	$(BIN)/mypy hack
 	cd k8s/local && ../../$(BIN)/mypy --config-file ../../pyproject.toml driver
 	cd bench/operator && ../../$(BIN)/mypy --config-file ../../pyproject.toml .
+	cd bench/gateway && ../../$(BIN)/mypy --config-file ../../pyproject.toml .
 	$(BIN)/mypy tests
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python hack/check_sizes.py gateway/src operator/src hack k8s/local tests bench
@@ -47,7 +48,7 @@ test: setup ## Unit, golden, component, contract and chart tests, on all cores
 	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -m "not e2e" -n auto --maxprocesses=8 --dist worksteal
 
 bench: setup .venv/bench/ready ## What streams cost, beside nginx (needed on PATH) and vllm-router, into docs/benchmarks.md
-	$(BIN)/python bench/gateway --write
+	$(BIN)/python bench/gateway --write --python $${GATEWAY_PYTHON:-$(BIN)/python}
 .venv/bench/ready: requirements/bench.txt
 	$(PYTHON) -m venv .venv/bench
 	.venv/bench/bin/pip install -q --disable-pip-version-check --require-hashes -r requirements/bench.txt

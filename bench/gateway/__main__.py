@@ -1,12 +1,16 @@
 """What relaying streams costs: this gateway beside nginx, vllm-router and no proxy at all, in one run.
 
-    make bench                                   # everything, 3 rounds: about 8 minutes
+    make bench                                   # everything, 3 rounds: about 12 minutes
     .venv/bin/python bench/gateway --short       # the cost alone, 1 round: half a minute
     .venv/bin/python bench/gateway --write       # and the table and the plot into docs/
+    .venv/bin/python bench/gateway --python /usr/bin/python3    # the gateway by another interpreter
 
 The figure is the proxy's CPU time by the kernel's per-process clock, so a busy machine disturbs it less than
 it would a latency. Proxies take turns, round by round; each figure is the median of the rounds. Slope and
 intercept are the cost of one more event and of a request, from streams of 1 and of 500 events.
+
+The cost is measured twice: on processors that fall asleep between two events, and then find their caches
+empty, and on processors that a loop of the lowest priority keeps awake, as a busy node's are.
 
 Read the ratios, not the microseconds: those belong to the machine.
 """
@@ -15,14 +19,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import defaultdict
+from collections.abc import Iterable
 from contextlib import ExitStack
 
-from loads import ALL, HUNDRED, LONG, ONE, THREE_HUNDRED, WARM_UP, run, run_unary
-from proxies import Target, start_gateway, start_nginx, start_router, start_source, start_splice
-from report import Results, tables, write_docs
+from loads import ALL, HUNDRED, LONG, ONE, THREE_HUNDRED, WARM_UP, Load, run, run_unary
+from proxies import Target, awake, start_gateway, start_nginx, start_router, start_source, start_splice
+from report import Results, Runs, UnaryRuns, tables, write_docs
 
-_SHORT = (ONE, HUNDRED, LONG, THREE_HUNDRED)
+_COST = (ONE, HUNDRED, LONG, THREE_HUNDRED)
 _UNARY_SECONDS = 2.0
 
 
@@ -31,39 +35,48 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="default: 3, or 1 with --short")
     parser.add_argument("--short", action="store_true", help="only what CPU time a stream costs")
     parser.add_argument("--only", default="", help="only proxies whose name contains this")
+    parser.add_argument("--python", default=sys.executable, help="the gateway's interpreter")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md and its plot")
     options = parser.parse_args()
     rounds = options.rounds or (1 if options.short else 3)
+    results = Results(rounds, options.python)
     with ExitStack() as stack:
-        results = measure(targets(stack, options.only, direct=not options.short), rounds, short=options.short)
+        source = start_source(stack)
+        proxies = start_proxies(stack, source.port, options.python)
+        chosen = [proxy for proxy in proxies if options.only in proxy.name]
+        for target in chosen:
+            run(target, WARM_UP)
+        if options.short:
+            measure(chosen, _COST, results.runs, rounds)
+        else:
+            everything = [*chosen, source]
+            measure(everything, ALL, results.runs, rounds)
+            measure_unary(everything, results.unary, rounds)
+        with awake():
+            measure(chosen, _COST, results.awake, rounds)
     print(tables(results))
     if options.write:
         write_docs(results)
 
 
-def targets(stack: ExitStack, only: str, *, direct: bool) -> list[Target]:
+def start_proxies(stack: ExitStack, upstream: int, python: str) -> list[Target]:
     """What is measured, the one that the others are compared with first."""
-    source = start_source(stack)
-    found = [*start_nginx(stack, source.port), *start_splice(stack, source.port)]
-    found += start_router(stack, source.port)
-    found += start_gateway(stack, source.port)
-    chosen = [target for target in found if only in target.name]
-    return [*chosen, Target("direct", None, source.port)] if direct else chosen
+    found = [*start_nginx(stack, upstream), *start_splice(stack, upstream), *start_router(stack, upstream)]
+    return [*found, *start_gateway(stack, upstream, python)]
 
 
-def measure(chosen: list[Target], rounds: int, *, short: bool) -> Results:
-    results = Results(rounds, defaultdict(list), defaultdict(list))
-    for target in chosen:
-        run(target, WARM_UP)
-    for load in _SHORT if short else ALL:
+def measure(chosen: list[Target], loads: Iterable[Load], runs: Runs, rounds: int) -> None:
+    for load in loads:
         for number in range(rounds):
             for target in chosen:
                 print(f"{load.name}, round {number + 1}: {target.name}", file=sys.stderr)
-                results.runs[target.name, load].append(run(target, load))
-    for _ in range(0 if short else rounds):
+                runs[target.name, load].append(run(target, load))
+
+
+def measure_unary(chosen: list[Target], runs: UnaryRuns, rounds: int) -> None:
+    for _ in range(rounds):
         for target in chosen:
-            results.unary[target.name].append(run_unary(target, _UNARY_SECONDS))
-    return results
+            runs[target.name].append(run_unary(target, _UNARY_SECONDS))
 
 
 if __name__ == "__main__":

@@ -87,14 +87,26 @@ def free_port() -> int:
 
 
 @contextmanager
-def process(*command: str | Path, log: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
+def process(
+    *command: str | Path, log: Path | None = None, environment: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     with (log or Path(os.devnull)).open("wb") as output:
-        running = subprocess.Popen(command, stdout=output)
+        running = subprocess.Popen(command, stdout=output, env=environment)
         try:
             yield running
         finally:
             running.kill()
             running.wait()
+
+
+@contextmanager
+def awake() -> Iterator[None]:
+    """Gives each processor a loop that runs only while nothing else wants to."""
+    loop = "import os; os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\nwhile True: pass"
+    with ExitStack() as stack:
+        for _ in range(os.cpu_count() or 1):
+            stack.enter_context(process(sys.executable, "-c", loop))
+        yield
 
 
 def start_source(stack: ExitStack) -> Target:
@@ -141,15 +153,20 @@ def start_router(stack: ExitStack, upstream: int) -> list[Target]:
     return [Target("vllm-router", running.pid, port)]
 
 
-def start_gateway(stack: ExitStack, upstream: int) -> list[Target]:
-    """This gateway with keys, every limit, metrics, token accounting and its access log, to a file."""
+def start_gateway(stack: ExitStack, upstream: int, python: str) -> list[Target]:
+    """This gateway with keys, every limit, metrics, token accounting and its access log, to a file.
+
+    `python` may be another build of the same version: it gets this one's packages.
+    """
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     port, management = free_port(), free_port()
     keys, config = folder / "keys.yaml", folder / "gateway.yaml"
     keys.write_text(_GATEWAY_KEYS)
     config.write_text(_GATEWAY_CONFIG.format(port=port, management=management, upstream=upstream, keys=keys))
-    command = (sys.executable, "-m", "vllm_gateway", "--config-file", config)
-    running = stack.enter_context(process(*command, log=folder / "access.log"))
+    command = (python, "-m", "vllm_gateway", "--config-file", config)
+    packages = [path for path in sys.path[1:] if not path.startswith(sys.base_prefix)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(packages)}
+    running = stack.enter_context(process(*command, log=folder / "access.log", environment=environment))
     _wait_for_port(port, 15)
     _wait_until(lambda: _health(port) == "ok", 10, "the gateway does not see the source")
     return [

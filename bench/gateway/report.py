@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import subprocess
+from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from loads import BURST, HUNDRED, LONG, MANY, ONE, THREE_HUNDRED, Load, Run, UnaryRun
@@ -17,19 +19,17 @@ _DOCS, _PLOT = ROOT / "docs/benchmarks.md", ROOT / "docs/benchmarks-gateway.svg"
 _EVENT_COSTS = (HUNDRED, THREE_HUNDRED)
 
 
-@dataclass(frozen=True)
-class Results:
-    """Every run by proxy and load."""
+class Runs(defaultdict[tuple[str, Load], list[Run]]):
+    """Streams, by proxy and load."""
 
-    rounds: int
-    runs: dict[tuple[str, Load], list[Run]]
-    unary: dict[str, list[UnaryRun]]
+    def __init__(self) -> None:
+        super().__init__(list)
 
     def names(self) -> list[str]:
-        return list(dict.fromkeys(name for name, _ in self.runs))
+        return list(dict.fromkeys(name for name, _ in self))
 
     def median(self, name: str, load: Load, value: Callable[[Run], float]) -> float:
-        return statistics.median(map(value, self.runs[name, load]))
+        return statistics.median(map(value, self[name, load]))
 
     def cpu(self, name: str, load: Load) -> float:
         """CPU microseconds of one stream of the load."""
@@ -44,8 +44,23 @@ class Results:
         return self.cpu(name, ONE) - self.slope(name)
 
 
+UnaryRuns = dict[str, list[UnaryRun]]
+
+
+@dataclass(frozen=True)
+class Results:
+    """All runs; those of `awake` on processors that were kept awake. `python` ran the gateway."""
+
+    rounds: int
+    python: str
+    runs: Runs = field(default_factory=Runs)
+    awake: Runs = field(default_factory=Runs)
+    unary: UnaryRuns = field(default_factory=lambda: defaultdict(list))
+
+
 def tables(results: Results) -> str:
-    shown = [_cost_table(results)]
+    shown = [_cost_table(results.runs, "CPU of the proxy")]
+    shown += [_cost_table(results.awake, "CPU of the proxy, processors kept awake")]
     if results.unary:
         shown += [_latency_table(results), _many_table(results)]
     return "\n".join((_when(results), *shown))
@@ -53,7 +68,9 @@ def tables(results: Results) -> str:
 
 def _when(results: Results) -> str:
     system = f"{platform.system()} {platform.release().split('-')[0]}"
-    machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, {system}"
+    build = "import platform, sys; print(*platform.python_build(), platform.python_version(), sep='|')"
+    number, built, version = subprocess.check_output([results.python, "-c", build], text=True).split("|")
+    machine = f"{os.cpu_count()} cores, Python {version.strip()} ({number}, {built}), {system}"
     day = datetime.now(UTC).strftime("%Y-%m-%d")
     rounds = f"median of {results.rounds} rounds" if results.rounds > 1 else "one round"
     return f"{machine}, {day}; {rounds}; load average at the end {os.getloadavg()[0]:.1f}.\n"
@@ -67,7 +84,7 @@ def _table(head: list[str], rows: Iterable[list[str]]) -> str:
     return "\n".join([_row(head), _row("---" for _ in head), *map(_row, rows)]) + "\n"
 
 
-def _cost_table(results: Results) -> str:
+def _cost_table(results: Runs, title: str) -> str:
     """CPU: slope, intercept, and per event at 100 and 300 streams, each with its ratio to the first row's."""
     names = [name for name in results.names() if name != "direct"]
     base = names[0]
@@ -87,13 +104,13 @@ def _cost_table(results: Results) -> str:
         ]
         return [*cells, _completed(results, name)]
 
-    head = ["CPU of the proxy", "per event (slope)", "per request (intercept)"]
+    head = [title, "per event (slope)", "per request (intercept)"]
     loads = [f"per event, {load.streams} × {load.events}" for load in _EVENT_COSTS]  # noqa: RUF001
     return _table([*head, *loads, "streams complete"], map(row, names))
 
 
-def _completed(results: Results, name: str) -> str:
-    loads = [(load, run) for (who, load), runs in results.runs.items() if who == name for run in runs]
+def _completed(results: Runs, name: str) -> str:
+    loads = [(load, run) for (who, load), runs in results.items() if who == name for run in runs]
     return f"{sum(run.complete for _, run in loads):,} of {sum(load.streams for load, _ in loads):,}"
 
 
@@ -101,7 +118,7 @@ def _latency_table(results: Results) -> str:
     """Added to what the same load has without a proxy, in the same run."""
 
     def added(name: str, load: Load, value: Callable[[Run], float]) -> str:
-        difference = results.median(name, load, value) - results.median("direct", load, value)
+        difference = results.runs.median(name, load, value) - results.runs.median("direct", load, value)
         return f"{difference * 1e3:.1f} ms"
 
     def row(name: str) -> list[str]:
@@ -114,7 +131,7 @@ def _latency_table(results: Results) -> str:
 
     spread, burst = "first event, 300 over a second", "300 at once"
     head = ["added latency", f"{spread}: p50", "p99", f"{burst}: p50", "p99", "gap between events: p99"]
-    return _table(head, (row(name) for name in results.names() if name != "direct"))
+    return _table(head, (row(name) for name in results.runs.names() if name != "direct"))
 
 
 def _many_table(results: Results) -> str:
@@ -131,13 +148,13 @@ def _many_table(results: Results) -> str:
             name,
             f"{complete:,} of {MANY.streams * results.rounds:,}",
             f"{first.memory / MANY.streams / 1000:.1f} kB" if proxied else "",
-            f"{results.cpu(name, MANY) / MANY.events:.1f} µs" if proxied else "",
+            f"{results.runs.cpu(name, MANY) / MANY.events:.1f} µs" if proxied else "",
             f"{per_second:,.0f}/s",
             f"{each:.0f} µs" if proxied else "",
         ]
 
     head = ["1,000 streams, an event per 100 ms", "streams complete", "memory per stream", "CPU per event"]
-    return _table([*head, "unary requests, 32 connections", "CPU of one"], map(row, results.names()))
+    return _table([*head, "unary requests, 32 connections", "CPU of one"], map(row, results.runs.names()))
 
 
 def write_docs(results: Results) -> None:
@@ -145,14 +162,14 @@ def write_docs(results: Results) -> None:
     before, _, rest = _DOCS.read_text().partition(_BEGIN)
     _, _, after = rest.partition(_END)
     _DOCS.write_text(f"{before}{_BEGIN}\n{tables(results)}\n{_END}{after}")
-    _PLOT.write_text(plot(results))
+    _PLOT.write_text(plot(results.runs))
 
 
-def plot(results: Results) -> str:
+def plot(runs: Runs) -> str:
     """CPU of a stream over its events, a line for each proxy."""
-    names = [name for name in results.names() if name != "direct"]
+    names = [name for name in runs.names() if name != "direct"]
     loads = (ONE, HUNDRED, LONG)
-    top = max(results.cpu(name, LONG) for name in names) / 1000
+    top = max(runs.cpu(name, LONG) for name in names) / 1000
     width, height, left, bottom = 640, 360, 60, 40
     right_margin = 170
 
@@ -175,12 +192,12 @@ def plot(results: Results) -> str:
     for step in range(1, 5):
         x, y = at(0, top * step / 4).split(",")
         parts.append(f'<text x="{float(x) - 6:.1f}" y="{y}" text-anchor="end">{top * step / 4:.1f}</text>')
-    ends = sorted(((results.cpu(name, LONG) / 1000, name) for name in names), reverse=True)
+    ends = sorted(((runs.cpu(name, LONG) / 1000, name) for name in names), reverse=True)
     label_y = 0.0
     for (cost, name), colour in zip(ends, colours, strict=False):
-        points = " ".join(at(load.events, results.cpu(name, load) / 1000) for load in loads)
+        points = " ".join(at(load.events, runs.cpu(name, load) / 1000) for load in loads)
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        x, y = (float(value) for value in at(LONG.events, cost).split(","))
-        label_y = max(y + 4, label_y + 15)
-        parts.append(f'<text x="{x + 6:.1f}" y="{label_y:.1f}" fill="{colour}">{name}</text>')
+        end_x, end_y = map(float, at(LONG.events, cost).split(","))
+        label_y = max(end_y + 4, label_y + 15)
+        parts.append(f'<text x="{end_x + 6:.1f}" y="{label_y:.1f}" fill="{colour}">{name}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"

@@ -116,6 +116,25 @@ def test_the_check_finds_a_wrong_name(expr: str, legend: str, complaint: str) ->
     assert list(complaints(Query("panel", expr, legend), series())) == [f"panel: {complaint}"]
 
 
+@pytest.mark.parametrize("metric", [*ours(), *vllm_metrics()], ids=lambda metric: metric.name)
+def test_the_check_finds_each_metric_that_is_renamed(metric: Exported) -> None:
+    """As if the gateway, the operator or vLLM exported it by another name from now on."""
+    known = series()
+    for name in metric.series:
+        known[f"{name}_renamed"] = known.pop(name)
+    found = [complaint for query in every_query() for complaint in complaints(query, known)]
+    assert [text for text in found if re.search(rf": {metric.name}\w* is not exported$", text)]
+    assert found == [text for text in found if "is not exported" in text or "legend" in text]
+
+
+@pytest.mark.parametrize("record", [rule["record"] for rule in RULES if "record" in rule])
+def test_the_check_finds_each_recorded_series_that_is_renamed(record: str) -> None:
+    known = series()
+    known[f"{record}_renamed"] = known.pop(record)
+    found = [complaint for query in every_query() for complaint in complaints(query, known)]
+    assert [text for text in found if text.endswith(f": {record} is not exported")]
+
+
 def test_an_expression_that_is_no_promql_is_an_error() -> None:
     with pytest.raises(ValueError, match="unclosed left parenthesis"):
         list(promql.selectors("sum(rate(x[5m])"))

@@ -5,8 +5,9 @@ name is too long; the gateway's grace period is shutdownDelay + drainTimeout + 1
 and digest; a changed configuration rolls its pods and no others; a new chart version alone rolls none;
 budgets only where two pods make them hold; monitors only where their API is, or where asked for; each
 monitor's and Service's port exists in the pods that it selects; the engine's labels and port are the
-operator's; pull secrets and placement reach every pod; the definition is kept on uninstall; NOTES name what
-was installed and the next three commands.
+operator's; what the demo's pods ask for fits on two cores, and the autoscaler does not depend on it; pull
+secrets and placement reach every pod; the definition is kept on uninstall; NOTES name what was installed and
+the next three commands.
 """
 
 from __future__ import annotations
@@ -209,9 +210,34 @@ def test_a_node_without_cpu_to_spare_restarts_nothing(pods: Any) -> None:
         live, ready = container["livenessProbe"], container["readinessProbe"]
         assert live["periodSeconds"] * live["failureThreshold"] >= 120
         assert ready["periodSeconds"] * ready["failureThreshold"] <= 10
-        if name.endswith("operator"):
-            assert container["resources"]["requests"]["cpu"] == "200m"
-            assert "cpu" not in container["resources"]["limits"]
+        wanted = "200m" if name.endswith("operator") else "250m"
+        assert container["resources"]["requests"]["cpu"] == wanted
+        assert "cpu" not in container["resources"]["limits"]
+
+
+def test_the_demo_fits_on_two_cores_through_a_rollout(pods: Any) -> None:
+    """Of the gateways, one more while they are replaced; of the engine, its successor. Not both at once."""
+    asked = {name: cpu(template["spec"]["containers"][0]) for name, template in pods()}
+    example = yaml.safe_load((helm.ROOT / "k8s" / "examples" / "smollm2.yaml").read_text())
+    engine, gateway, operator = (
+        cpu(example["spec"]),
+        asked["vllm-fleet-gateway"],
+        asked["vllm-fleet-operator"],
+    )
+    standing = engine + 2 * gateway + operator
+    assert standing + gateway + operator <= 2000
+    assert standing + engine <= 2000
+
+
+def cpu(container: Values) -> int:
+    """The millicores that it requests."""
+    return int(container["resources"]["requests"]["cpu"].removesuffix("m"))
+
+
+def test_the_autoscaler_does_not_depend_on_the_request(find: Any) -> None:
+    values = {"gateway": {"autoscaling": {"enabled": True}, "resources": {"requests": {"cpu": "1"}}}}
+    (metric,) = find("HorizontalPodAutoscaler", "vllm-fleet-gateway", values)["spec"]["metrics"]
+    assert metric["resource"]["target"] == {"type": "AverageValue", "averageValue": "700m"}
 
 
 def test_metrics_are_never_on_the_service_that_is_exposed(find: Any) -> None:

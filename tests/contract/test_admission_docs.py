@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from vllm_gateway import errors
-from vllm_gateway.policy import keyring, keys, queue, rates
+from vllm_gateway.policy import keyring, keys, queue, rates, room
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/admission.md").read_text()
 RAISED = re.compile(r'GatewayError\(\s*(\d{3}), "(\w+)"')
@@ -27,7 +27,7 @@ def test_the_example_of_keys_can_be_read(tmp_path: Path) -> None:
 
 
 def test_every_refusal_is_in_the_table() -> None:
-    modules = (keyring, keys, queue, rates)
+    modules = (keyring, keys, queue, rates, room)
     raised = {
         found for module in modules for found in RAISED.findall(Path(module.__file__ or "").read_text())
     }

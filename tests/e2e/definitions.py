@@ -19,6 +19,7 @@ from paths import cache
 from shell import lock
 
 FOLDER = Path(__file__).with_name("definitions")
+MONITORING = cluster.BIN / "monitoring-crds.yaml"  # the Prometheus Operator's, as the driver built them
 
 
 def module_file(module: str, path: str) -> str:
@@ -35,9 +36,8 @@ def module_file(module: str, path: str) -> str:
 
 
 @contextmanager
-def installed(module: str, path: str) -> Iterator[None]:
-    """A definition file of a module, in the cluster for the length of the block."""
-    text = module_file(module, path)
+def installed(text: str) -> Iterator[None]:
+    """Definitions, in the cluster for the length of the block."""
     look = (cluster.tool("kubectl"), "get", "-f", "-")
     if cluster.run(*look, stdin=text, check=False).returncode == 0:
         yield

@@ -88,6 +88,27 @@ def make_ready(pods: Sequence[str], namespace: str) -> None:
     cluster.kubectl("-n", namespace, "patch", "pod", *pods, *patch)
 
 
+def engine_of(name: str, namespace: str) -> Any:
+    deployment = cluster.get("deployment", f"{name}-engine", namespace)
+    assert deployment
+    return deployment["spec"]["template"]["spec"]["containers"][0]
+
+
+def pods(namespace: str, number: int) -> list[str]:
+    found = cluster.items("pods", "app.kubernetes.io/component=engine", namespace)
+    return [pod["metadata"]["name"] for pod in found] if len(found) == number else []
+
+
+def all_ready(namespace: str, number: int) -> bool:
+    models = json.loads(cluster.kubectl("-n", namespace, "get", "vllm", "-o", "json"))["items"]
+    return [ready_now(model) for model in models] == [True] * number
+
+
+def ready_now(body: cluster.Manifest) -> bool:
+    conditions = body.get("status", {}).get("conditions", [])
+    return any((c["type"], c["status"]) == ("Ready", "True") for c in conditions)
+
+
 @dataclass
 class OwnOperator:
     """One replica by the name that its Lease shows. It can be started again after it has ended."""

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import cluster
+import engine_image
 import pytest
 import yaml
 
 pytestmark = pytest.mark.e2e
 CRD = cluster.ROOT / "tests" / "golden" / "operator" / "crd.yaml"
-ENGINE_IMAGE = "vllm-fleet/vllm-cpu:0.32.0"
 # https://github.com/kubernetes/apiextensions-apiserver/blob/master/pkg/apis/apiextensions/validation/validation.go
 RULE_LIMIT, TOTAL_LIMIT = 10_000_000, 100_000_000
 MANY = 10_000
@@ -97,51 +97,16 @@ for name, arguments in json.loads(os.environ["ARGUMENTS"]).items():
         refused[name] = said.getvalue()
     except Exception as error:
         refused[name] = repr(error)
-print("REFUSED", json.dumps(refused))
+print("ANSWER", json.dumps(refused))
 """
 
 
-def parser_pod(arguments: dict[str, list[str]]) -> cluster.Manifest:
-    """With a chat template where models have theirs mounted, since vLLM looks whether it is there."""
-    template = Path("/etc/vllm-fleet/chat-template/template.jinja")
-    container = {
-        "name": "parser",
-        "image": ENGINE_IMAGE,
-        "command": ["python3", "-c", PARSE],
-        "env": [
-            {"name": "ARGUMENTS", "value": json.dumps(arguments)},
-            {"name": "TEMPLATE", "value": str(template)},
-        ],
-        "volumeMounts": [{"name": "templates", "mountPath": str(template.parent)}],
-    }
-    spec = {
-        "restartPolicy": "Never",
-        "containers": [container],
-        "volumes": [{"name": "templates", "emptyDir": {}}],
-        "terminationGracePeriodSeconds": 1,
-    }
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "argument-parser"}, "spec": spec}
-
-
 def parsed(arguments: dict[str, list[str]]) -> dict[str, str]:
-    """What vLLM's parser says against each."""
-    cluster.apply(parser_pod(arguments))
-    try:
-        phase = cluster.eventually(
-            lambda: next((p for p in (pod_phase(),) if p in ("Succeeded", "Failed")), ""), "it has ended", 300
-        )
-        log = cluster.kubectl("logs", "argument-parser")
-    finally:
-        cluster.delete("pod", "argument-parser")
-    assert phase == "Succeeded", log
-    said: dict[str, str] = json.loads(
-        next(line for line in log.splitlines() if line.startswith("REFUSED"))[8:]
-    )
+    """What vLLM's parser says against each; it looks whether a chat template is there."""
+    template = Path("/etc/vllm-fleet/chat-template/template.jinja")
+    env = {"ARGUMENTS": json.dumps(arguments), "TEMPLATE": str(template)}
+    said: dict[str, str] = engine_image.answer("argument-parser", PARSE, env, folder=str(template.parent))
     return said
-
-
-def pod_phase() -> str:
-    return str((cluster.get("pod", "argument-parser") or {}).get("status", {}).get("phase", ""))
 
 
 def test_vllms_own_parser_takes_every_rendered_argument() -> None:

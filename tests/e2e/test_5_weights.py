@@ -1,9 +1,9 @@
 """Weights on a real cluster: a LoRA adapter, a prefetch, and fields that other objects carry.
 
-Proves: an adapter on a claim is served by a real vLLM under its name, answers otherwise than the model, and
-is granted in the status; the prefetch Job runs in the engine's image and within Pod Security "restricted",
-its failure is the model's reason, and no engine is started before it is done; what an edit takes out of a
-model goes from its Deployment; several nodes are a group, or say how to get the API.
+Proves: a model and an adapter on a claim are served by a real vLLM, the adapter under its name, with other
+answers, and granted in the status; the prefetch Job runs in the engine's image and within Pod Security
+"restricted", its failure is the model's reason, and no engine is started before it is done; what an edit
+takes out of a model goes from its Deployment; several nodes are a group, or say how to get the API.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CLAIM, WRITER = "e2e-weights", "e2e-weights"
 FOLDER = "/var/tmp/vllm-fleet-e2e-weights"
 # A LoRA adapter for SmolLM2-135M that bends its first attention layers, so that its answers are others.
 WRITE_ADAPTER = """
-import json, os, pathlib, signal, torch
+import json, os, pathlib, shutil, signal, torch
 from safetensors.torch import save_file
 os.chmod("/claim", 0o777)
 folder = pathlib.Path("/claim/bent")
@@ -33,6 +33,7 @@ name = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
 shapes = {"A": (32, 576), "B": (576, 32)}
 save_file({name.format(layer, side): torch.randn(*shape)
            for layer in range(8) for side, shape in shapes.items()}, folder / "adapter_model.safetensors")
+shutil.copytree("/models/smollm2-135m-instruct", "/claim/smollm2", dirs_exist_ok=True)
 for file in folder.iterdir():
     file.chmod(0o644)
 pathlib.Path("/claim/written").touch()
@@ -115,9 +116,9 @@ def said(port: int, name: str, key: str) -> str:
     return str(answer.json()["choices"][0]["text"])
 
 
-def test_an_adapter_on_a_claim_is_served_under_its_name(claim: str, other: str) -> None:
-    source = {"volume": {"claimName": claim, "path": "bent"}}
-    spec = model(other, adapters=[{"name": "bent", "source": source}])
+def test_a_model_and_an_adapter_on_a_claim_are_served_by_name(claim: str, other: str) -> None:
+    weights, bent = ({"volume": {"claimName": claim, "path": path}} for path in ("smollm2", "bent"))
+    spec = model(other, source=weights, adapters=[{"name": "bent", "source": bent}])
     spec["spec"]["engine"] = spec["spec"].get("engine", {}) | {"device": "cpu", "maxLoraRank": 32}
     spec["spec"]["gpu"] = {"count": 0}
     cluster.apply(spec)
@@ -125,8 +126,8 @@ def test_an_adapter_on_a_claim_is_served_under_its_name(claim: str, other: str) 
     assert (cluster.get("vllm", other) or {})["status"]["adapters"] == ["bent"]
     (pod,) = cluster.engine_pods(other)
     with cluster.port_forward(f"pod/{pod['metadata']['name']}", 8000, "default") as port:
-        plain, bent = (said(port, name, engine_key(pod)) for name in (other, "bent"))
-    assert plain != bent
+        straight, bowed = (said(port, name, engine_key(pod)) for name in (other, "bent"))
+    assert straight != bowed
 
 
 def prefetch_job(name: str) -> cluster.Manifest:

@@ -19,7 +19,17 @@ from typing import Any
 
 import cluster
 import pytest
-from operators import Operators, alone, make_ready, model, own_namespace
+from operators import (
+    Operators,
+    all_ready,
+    alone,
+    engine_of,
+    make_ready,
+    model,
+    own_namespace,
+    pods,
+    ready_now,
+)
 
 pytestmark = pytest.mark.e2e
 ENGINE = "m-engine"
@@ -238,27 +248,6 @@ def deployment_versions(namespace: str) -> dict[str, str]:
     """The resourceVersion of each, which any write would change."""
     found = cluster.items("deployments", "app.kubernetes.io/component=engine", namespace)
     return {item["metadata"]["name"]: item["metadata"]["resourceVersion"] for item in found}
-
-
-def engine_of(name: str, namespace: str) -> Any:
-    deployment = cluster.get("deployment", f"{name}-engine", namespace)
-    assert deployment
-    return deployment["spec"]["template"]["spec"]["containers"][0]
-
-
-def pods(namespace: str, number: int) -> list[str]:
-    found = cluster.items("pods", "app.kubernetes.io/component=engine", namespace)
-    return [pod["metadata"]["name"] for pod in found] if len(found) == number else []
-
-
-def all_ready(namespace: str, number: int) -> bool:
-    models = json.loads(cluster.kubectl("-n", namespace, "get", "vllm", "-o", "json"))["items"]
-    return [ready_now(model) for model in models] == [True] * number
-
-
-def ready_now(body: cluster.Manifest) -> bool:
-    conditions = body.get("status", {}).get("conditions", [])
-    return any((c["type"], c["status"]) == ("Ready", "True") for c in conditions)
 
 
 def test_how_long_things_take(operators: Operators, namespace: str) -> None:

@@ -3,6 +3,8 @@
 Proves, of the list of failures that the project is judged by:
 E23  an edit that vLLM refuses when it runs leaves the old revision serving; the status has vLLM's own words,
      and taking the edit back is enough.
+E24  a Secret, a ConfigMap or a claim that is not there is told by its name, no container starts without it,
+     and when it is there the pod goes on by itself.
 E25  an image that does not exist and an engine killed for memory are told as what they are. (The shortage of
      GPUs: test_3_models.)
 """
@@ -51,6 +53,48 @@ def sick_model(**spec: Any) -> cluster.Manifest:
 def answers(port: int, name: str) -> bool:
     body = {"message": "Say hello.", "model": name, "max_tokens": 4}
     return httpx.post(f"http://127.0.0.1:{port}/chat", json=body, timeout=60).is_success
+
+
+def restarts(name: str) -> int:
+    (pod,) = cluster.engine_pods(name)
+    return sum(state["restartCount"] for state in pod["status"].get("containerStatuses", ()))
+
+
+def test_what_is_missing_is_told_and_then_taken_up(sick: str) -> None:
+    """E24: of a Secret, by the kubelet, which tries again by itself."""
+    hub = {"huggingFace": {"tokenSecret": {"name": "sick"}}}
+    cluster.apply(sick_model(model="vllm-fleet/no-such-model", source=hub))
+    said = not_ready(sick, "MissingSecret", 60)
+    assert 'secret "sick" not found' in said["message"]
+    assert cluster.condition(sick, "Stalled")["reason"] == "MissingSecret"
+    assert restarts(sick) == 0
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "sick"}}
+    cluster.apply({**secret, "stringData": {"token": "hf_none"}})
+    try:
+        not_ready(sick, "Loading", 60)
+    finally:
+        cluster.delete("secret", "sick")
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason", "words"),
+    [
+        (
+            {"source": {"volume": {"claimName": "absent", "path": "x"}}},
+            "MissingVolume",
+            'persistentvolumeclaim "absent" not found',
+        ),
+        (
+            {"engine": {"device": "cpu", "chatTemplate": {"configMap": {"name": "absent", "key": "t"}}}},
+            "MissingConfigMap",
+            'configmap "absent" not found',
+        ),
+    ],
+)
+def test_which_object_is_missing_is_told(sick: str, spec: dict[str, Any], reason: str, words: str) -> None:
+    """E24: of a claim by the scheduler, of a mounted ConfigMap by the kubelet's Event."""
+    cluster.apply(sick_model(**spec))
+    assert words in not_ready(sick, reason, 60)["message"]
 
 
 def test_an_image_that_does_not_exist_is_told(sick: str) -> None:

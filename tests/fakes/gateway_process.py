@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -29,6 +30,10 @@ class Process:
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
+
+    def ctrl_c(self) -> None:
+        """As a terminal does it: to every process of the group."""
+        os.killpg(self.process.pid, signal.SIGINT)
 
     async def ended(self, seconds: float = 10.0) -> int:
         return await asyncio.wait_for(self.process.wait(), seconds)
@@ -60,10 +65,8 @@ async def answers(port: int, path: str) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def running_process(
-    folder: Path, engine: FakeEngine, *, ready: str = "/health", **settings: Any
-) -> AsyncIterator[Process]:
-    """Serves when the block begins: `ready`, if it begins with `:`, is asked on the management port."""
+async def started_process(folder: Path, engine: FakeEngine, **settings: Any) -> AsyncIterator[Process]:
+    """A process group of its own, as a terminal makes one; it may not serve yet."""
     ports = OwnPort(), OwnPort()
     port, management = (own.number for own in ports)
     config, log = folder / "gateway.yaml", folder / "gateway.log"
@@ -73,13 +76,22 @@ async def running_process(
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "vllm_gateway", "--config-file", str(config), "--vllm-url", engine.url,
-            env={**os.environ, "VLLM_URL": "", "CONFIG_FILE": ""}, stdout=output,
+            env={**os.environ, "VLLM_URL": "", "CONFIG_FILE": ""}, stdout=output, start_new_session=True,
         )  # fmt: skip
-    asked = management if ready.startswith(":") else port
     try:
-        await until(lambda: answers(asked, ready.removeprefix(":")), PYTHON_SECONDS)
         yield Process(process, port, management, log)
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+@contextlib.asynccontextmanager
+async def running_process(
+    folder: Path, engine: FakeEngine, *, ready: str = "/health", **settings: Any
+) -> AsyncIterator[Process]:
+    """Serves when the block begins: `ready`, if it begins with `:`, is asked on the management port."""
+    async with started_process(folder, engine, **settings) as process:
+        asked = process.management if ready.startswith(":") else process.port
+        await until(lambda: answers(asked, ready.removeprefix(":")), PYTHON_SECONDS)
+        yield process

@@ -12,7 +12,7 @@ Json = dict[str, Any]
 def partial_metadata(body: Json) -> Json:
     """A PartialObjectMetadata, or a list of them: the content is left out."""
     if "items" in body:
-        items = [partial_metadata(item) for item in body["items"]]
+        items = [partial_metadata(item) for item in body["items"]] or None  # as the real one has it
         return {**body, "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "items": items}
     return {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": body["metadata"]}
 

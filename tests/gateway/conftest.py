@@ -56,7 +56,10 @@ class Running:
 
     async def settled(self) -> None:
         """Until nothing is in flight or held and no request task runs; fails after some seconds."""
-        await until(lambda: not (self.in_flight or self.permits or self.server.server_state.tasks))
+        room = self.gateway.services.room
+        await until(
+            lambda: not (self.in_flight or self.permits or room.taken() or self.server.server_state.tasks)
+        )
 
 
 @contextlib.asynccontextmanager

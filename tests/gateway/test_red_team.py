@@ -1,7 +1,8 @@
 """What an attacker would try, one after the other; each is tried, each is refused.
 
 Proves: keys cannot be guessed by parts, digests or other places; a request smuggled into another never runs;
-no spelling of a path leads past the allow-list; media URLs and adapters fetch nothing; a model cannot be
+no spelling of a path leads past the allow-list; media URLs and adapters fetch nothing (on vLLM's own code:
+tests/e2e/test_5_media.py); a model's owner opens none of this; a model cannot be
 taken over from another namespace, nor by a Service or a slice; a log line cannot be forged; names, paths and
 methods do not flood the metrics; nobody reads another's cached answer. Over a real socket, on both channels.
 """
@@ -24,6 +25,7 @@ from vllm_gateway.discovery.objects import models_of
 from vllm_gateway.routing.table import Table
 from vllm_gateway.telemetry import LineFormatter
 from vllm_operator.api.parsing import parse
+from vllm_operator.errors import SpecError
 from vllm_operator.fleet import Fleet
 from vllm_operator.render import render
 from vllm_operator.settings import Settings as OperatorSettings
@@ -177,6 +179,24 @@ def test_an_engine_fetches_nothing_that_a_caller_names() -> None:
     assert "--allowed-local-media-path" not in arguments
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in variables
     assert "VLLM_SERVER_DEV_MODE" not in variables
+
+
+OWNERS = {
+    "a folder": {"extraArgs": ["--allowed-local-media-path", "/"]},
+    "a module": {"extraArgs": ["--middleware=evil.Middleware"]},
+    "a file of code": {"extraArgs": ["--tool_parser_plugin=/models/evil.py"]},
+    "the development mode": {"env": [{"name": "VLLM_SERVER_DEV_MODE", "value": "1"}]},
+    "adapters at run time": {"env": [{"name": "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "value": "1"}]},
+    "redirects": {"env": [{"name": "VLLM_MEDIA_URL_ALLOW_REDIRECTS", "value": "1"}]},
+    "a profiler": {"extraArgs": ["--profiler-config.profiler", "torch"]},
+}
+
+
+@pytest.mark.parametrize("engine", OWNERS.values(), ids=OWNERS.keys())
+def test_a_models_owner_opens_nothing_for_its_callers(engine: dict[str, Any]) -> None:
+    """All that is tried, and in more spellings: tests/operator/test_policy.py."""
+    with pytest.raises(SpecError, match=r"settings\.policy\.engineOptions"):
+        render(parse(model_body(engine=engine)), OperatorSettings())
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses", "/tokenize"])

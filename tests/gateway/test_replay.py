@@ -46,7 +46,7 @@ STREAMS = pytest.mark.parametrize(
 
 
 def options(**cache: Any) -> dict[str, Any]:
-    return {"responseCache": {"ttl": "1m", **cache}, "timeouts": {"idle": "100ms", "firstToken": "100ms"}}
+    return {"responseCache": {"ttl": "1m", **cache}, "timeouts": {"idle": "500ms", "firstToken": "500ms"}}
 
 
 @ROUTES

@@ -120,15 +120,15 @@ async def until_end(caller: Caller) -> None:
             tail = (tail + await caller.reader.read(1 << 20))[-len(end) :]
 
 
-async def _read_slowly(caller: Caller, seconds: float) -> int:
-    """Some 4 MB a second, for `seconds`."""
+async def _read_slowly(caller: Caller, seconds: float, pause: float = 0.016) -> int:
+    """64 KiB after each pause, so some 4 MB a second, for `seconds`."""
     loop, read = asyncio.get_running_loop(), 0
     until_then = loop.time() + seconds
     while loop.time() < until_then:
         piece = await caller.reader.read(65536)
         assert piece, f"cut after {read} bytes"
         read += len(piece)
-        await asyncio.sleep(0.016)
+        await asyncio.sleep(pause)
     return read
 
 
@@ -152,12 +152,12 @@ async def test_e09_a_steady_but_slow_reader_of_a_large_whole_answer_is_not_cut(r
 async def test_e09_a_steady_but_slow_reader_of_a_stream_is_not_cut(raw_gateway: Any) -> None:
     """The kernel takes more only when a third of its megabytes is free: what it holds counts as unread."""
     words = ["x" * 50_000] * 600
-    settings = {"timeouts": {"writeStall": "150ms"}}
+    settings = {"timeouts": {"writeStall": "500ms"}}
     async with FakeEngine(fake.stream(words)) as engine, raw_gateway(engine, options=settings) as running:
         async with await Caller.connect(running.port) as caller:
             caller.send("/v1/chat/completions", CHAT)
             await caller.head()
-            await _read_slowly(caller, 2.0)
+            await _read_slowly(caller, 4.0, pause=0.03)
             await until_end(caller)
         await running.settled()
         assert running.metric("streams_ended_total", model="m", outcome="complete") == 1

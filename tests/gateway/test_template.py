@@ -143,26 +143,54 @@ class Outcome:
     short: int
 
 
+class Wire(asyncio.Transport):
+    """An engine's connection, as far as its protocol may change."""
+
+    def __init__(self, protocol: Connection) -> None:
+        super().__init__()
+        self.protocol: asyncio.Protocol = protocol
+        protocol.connection_made(self)
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        assert isinstance(protocol, asyncio.Protocol)
+        self.protocol = protocol
+
+    def is_closing(self) -> bool:
+        return True
+
+
+class LongWay:
+    """The stream as a sink that counts the reads which came to it."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self.reads = 0
+        self.failed = stream.failed
+
+    def data(self, payload: bytes) -> None:
+        self.reads += 1
+        self._stream.data(payload)
+
+    def end(self, payload: bytes) -> None:
+        self.reads += 1
+        self._stream.end(payload)
+
+
 async def relayed(reads: list[bytes], dialect: StreamDialect, *, tap: bool, forwards: bool = True) -> Outcome:
     loop = asyncio.get_running_loop()
     connection, channel = Connection(loop), Recorder(forwards=forwards)
-    head = parse_head(HEAD)
+    wire, head = Wire(connection), parse_head(HEAD)
     connection._body = head.body
     upstream = Upstream(Model("m", "m"), Endpoint("e", "h", 1), connection, head, loop.time())
     stream = Stream(channel, upstream, dialect, Gaps(), Timeouts())
-    short = 0
-
-    def counted(data: bytes) -> int:
-        nonlocal short
-        taken = stream.tap(data)
-        short += bool(taken)
-        return taken
-
-    connection.start(stream, counted if tap else None)
+    sink = LongWay(stream)
+    connection.start(sink, stream.tokens if tap else None)
     for read in reads:
-        connection.data_received(read)
-    connection.connection_lost(None)
+        wire.protocol.data_received(read)
+    assert wire.protocol is connection or not dialect.account.done
+    wire.protocol.connection_lost(None)
     stream.close()
+    short = len(reads) - sink.reads
     account = dialect.account
     accounted = (account.prompt_tokens, account.completion_seen, account.finish_reason, account.failure)
     return Outcome(payload_of(b"".join(channel.written)), stream.outcome, (*accounted, account.done), short)

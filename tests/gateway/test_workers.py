@@ -3,7 +3,8 @@
 Real processes. Proves: all workers serve; metrics and /load on the one management port are their sum, and
 counters do not fall when a worker dies; one that is killed is started anew, with a line in the log, while
 the others go on; /readyz is 200 only while all are ready; SIGTERM lets running streams end and leaves no
-process; Ctrl+C twice does not wait; workers whose parent is killed drain by themselves; a taken port, also
+process; so does Ctrl+C, and at whatever moment of the start it comes, it ends all quietly; Ctrl+C twice does
+not wait; workers whose parent is killed drain by themselves; a taken port, also
 one that another such gateway shares, and settings that no worker can use are one line and exit code 2. And
 of the sums: what a worker had counted stays, and of each gauge it is decided whether it is added up.
 """
@@ -12,12 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,7 @@ from typing import Any
 import engine as fake
 import pytest
 from engine import DONE, ROLE, FakeEngine, token
-from gateway_process import Process, running_process
+from gateway_process import PYTHON_SECONDS, Process, running_process, started_process
 from http_caller import Caller, ask, get, until
 from own_port import OwnPort
 from prometheus_client import generate_latest
@@ -38,6 +41,9 @@ from vllm_gateway.workers import Child
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
 PATH = "/v1/chat/completions"
 TWO: dict[str, Any] = {"ready": ":/readyz", "workers": 2, "shutdownDelay": "300ms", "drainTimeout": "20s"}
+START = {name: value for name, value in TWO.items() if name != "ready"}
+COMMAND = [sys.executable, "-m", "vllm_gateway", "--vllm-url", "http://127.0.0.1:1", "--workers", "2"]
+ENVIRONMENT = {**os.environ, "VLLM_URL": "", "CONFIG_FILE": ""}
 
 
 class Held:
@@ -131,11 +137,14 @@ async def test_all_serve_all_is_added_up_and_one_that_is_killed_comes_back(tmp_p
         assert await gateway.ended() == 0
 
 
-async def test_sigterm_lets_a_running_stream_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_lets_a_running_stream_end(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
     script = Held()
     async with FakeEngine(script) as engine, running_process(tmp_path, engine, **TWO) as gateway:
         callers = [await begin(gateway) for _ in range(8)]
-        gateway.signal(signal.SIGTERM)
+        gateway.signal(number)
         await until(lambda: not_ready(gateway))
         answer = await get(gateway.management, "/readyz")
         assert answer.body == b"worker 1: draining; worker 2: draining\n"
@@ -146,6 +155,50 @@ async def test_sigterm_lets_a_running_stream_end(tmp_path: Path) -> None:
         assert all([await ends_well(caller) for caller in callers])
         assert await gateway.ended() == 0
         assert all_gone(gateway)
+        assert gateway.lines("did not end well") == []
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("after", [0.0, 0.1, 0.4, 0.8])
+@pytest.mark.parametrize("begun", ["worker 1", "worker 2"])
+async def test_ctrl_c_during_the_start_ends_all_quietly(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], begun: str, after: float
+) -> None:
+    async with FakeEngine() as engine, started_process(tmp_path, engine, **START) as gateway:
+        await until(lambda: bool(pids(gateway, begun)), PYTHON_SECONDS)
+        await asyncio.sleep(after)
+        gateway.ctrl_c()
+        assert await gateway.ended() == 0
+        assert all_gone(gateway)
+        assert gateway.lines("did not end well") == []
+    assert capfd.readouterr().err == ""
+
+
+async def test_ctrl_c_before_anything_is_started_is_quiet(tmp_path: Path) -> None:
+    """While the settings are read: a pipe holds the process up in the middle of it."""
+    config = tmp_path / "pipe"
+    os.mkfifo(config)
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, "--config-file", str(config), stderr=subprocess.PIPE, env=ENVIRONMENT
+    )
+    pipe = os.open(config, os.O_RDWR)
+    os.write(pipe, b"# the settings\n")
+    await until(lambda: is_read(pipe) and sleeps(process.pid), PYTHON_SECONDS)
+    process.send_signal(signal.SIGINT)
+    _, said = await asyncio.wait_for(process.communicate(), 20)
+    os.close(pipe)
+    assert (process.returncode, said) == (128 + signal.SIGINT, b"")
+
+
+def is_read(pipe: int) -> bool:
+    """Whether all that was written into it has been read."""
+    left = fcntl.ioctl(pipe, termios.FIONREAD, b"\0" * 4)
+    return int.from_bytes(left, sys.byteorder) == 0
+
+
+def sleeps(pid: int) -> bool:
+    """Whether a process waits in a system call, here for more of the pipe."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
 async def not_ready(gateway: Process) -> bool:
@@ -185,10 +238,8 @@ async def test_workers_whose_parent_is_killed_drain(tmp_path: Path) -> None:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vllm_gateway", "--vllm-url", "http://127.0.0.1:1", "--workers", "2"]
-    environment = {**os.environ, "VLLM_URL": "", "CONFIG_FILE": ""}
     return subprocess.run(
-        [*command, *arguments], env=environment, capture_output=True, text=True, timeout=30, check=False
+        [*COMMAND, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=30, check=False
     )
 
 

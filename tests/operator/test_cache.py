@@ -4,8 +4,7 @@ Proves: a claim that cannot become what is asked for is refused with what to do,
 a cache of one node is rolled out in place; the Job is restricted, has the engine's environment and no token
 in its arguments, runs where the engine may, beside it if the claim asks for that; it is named after what it
 downloads; it is made anew for another claim and, until it is done, for another template; pods that need it
-wait, others do not; each way in which it fails has its reason and words; the script that it runs is Python.
-Left out: the script against a Hub, which needs the engine's image (tests/e2e).
+wait, others do not; each way in which it fails has its reason and words. What it runs: test_prefetch_script.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from vllm_operator.observe.prefetch import prefetch_finding
 from vllm_operator.render import held_back, render
 from vllm_operator.render.claim import live_claim
 from vllm_operator.render.facts import Facts, LiveClaim, LiveDeployment, LiveJob
-from vllm_operator.render.prefetch_script import NO_REVISION, NO_SPACE, NOT_FOUND, REFUSED, SCRIPT
+from vllm_operator.render.prefetch_script import NO_REVISION, NO_SPACE, NOT_FOUND, REFUSED
 from vllm_operator.settings import Settings
 
 Json = dict[str, Any]
@@ -162,6 +161,14 @@ def test_the_job_has_what_the_platform_gave_the_engine() -> None:
     assert mounted == {item["name"] for item in template["spec"]["volumes"]} == {"ca", "cache", "home", "tmp"}
 
 
+def test_a_mirror_of_the_hub_is_for_the_job_and_for_the_engine() -> None:
+    mirror = {"name": "HF_ENDPOINT", "value": "https://hub.example.com"}
+    made = manifests(cache=PREFETCH, engine={"env": [mirror]})
+    pods = [made[kind]["spec"]["template"]["spec"] for kind in ("Job", "Deployment")]
+    containers = [item for pod in pods for item in (*pod.get("initContainers", ()), *pod["containers"])]
+    assert [mirror in item["env"] for item in containers] == [True] * 3
+
+
 def test_it_runs_where_the_engine_may_and_with_a_claim_of_one_node_beside_it() -> None:
     node: Json = {
         "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}}
@@ -257,19 +264,30 @@ WAITS = {"type": "PodScheduled", "status": "False", "message": "0/3 nodes are av
     [
         ([], Reason.DOWNLOADING, "about to begin"),
         ([pod(conditions=[WAITS])], Reason.UNSCHEDULABLE, "0/3 nodes"),
-        ([pod({"state": {"running": {}}})], Reason.DOWNLOADING, "the Hugging Face Hub is asked"),
+        ([pod({"state": {"running": {}}})], Reason.DOWNLOADING, "the Hub is asked"),
         (
             [pod(PLANNED, {"state": {"running": {"startedAt": "2026-01-01T12:01:00Z"}}})],
             Reason.DOWNLOADING,
             "16.1 GB in 12 files since 12:01:00 UTC",
         ),
+        (
+            [pod(PLANNED, {"state": {"waiting": {"reason": "PodInitializing"}}})],
+            Reason.DOWNLOADING,
+            "16.1 GB in 12 files",
+        ),
+        (
+            [pod(PLANNED, {"state": {"waiting": {"reason": "CreateContainerError", "message": "no"}}})],
+            Reason.ENGINE_ERROR,
+            "CreateContainerError: no",
+        ),
+        ([pod(PLANNED, ended(0))], Reason.DOWNLOADING, "16.1 GB in 12 files are there, and pods may start"),
         ([pod({"state": {"waiting": {"reason": "ErrImagePull"}}})], Reason.IMAGE_PULL_FAILED, "ErrImagePull"),
         (
             [pod(ended(REFUSED, "Hugging Face refuses x"))],
-            Reason.DOWNLOAD_FAILED,
+            Reason.MODEL_ACCESS_DENIED,
             "x; check source.huggingFace.tok",
         ),
-        ([pod(ended(NOT_FOUND, "no x"))], Reason.DOWNLOAD_FAILED, "no x; check spec.model"),
+        ([pod(ended(NOT_FOUND, "no x"))], Reason.MODEL_ACCESS_DENIED, "no x; check spec.model"),
         ([pod(ended(NO_REVISION, "no y"))], Reason.DOWNLOAD_FAILED, "check source.huggingFace.revision"),
         ([pod(PLANNED, ended(NO_SPACE, "the cache is full"))], Reason.DOWNLOAD_FAILED, "raise cache.size"),
         (
@@ -288,7 +306,7 @@ WAITS = {"type": "PodScheduled", "status": "False", "message": "0/3 nodes are av
             Reason.DOWNLOADING,
             "has been tried 3 times, and is again: e",
         ),
-        ([pod(ended(REFUSED, "with hf_abcdefghijkl"))], Reason.DOWNLOAD_FAILED, "[redacted]"),
+        ([pod(ended(REFUSED, "with hf_abcdefghijkl"))], Reason.MODEL_ACCESS_DENIED, "[redacted]"),
     ],
 )
 def test_how_far_the_download_is_or_why_there_is_none(found: list[Json], reason: Reason, words: str) -> None:
@@ -301,8 +319,3 @@ def test_a_pod_that_is_being_deleted_is_not_asked() -> None:
     gone = pod(ended(REFUSED, "old"))
     gone["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     assert prefetch_finding([gone]).reason is Reason.DOWNLOADING
-
-
-def test_the_script_is_python() -> None:
-    compile(SCRIPT, "prefetch", "exec")
-    assert f"= {REFUSED}, {NOT_FOUND}, {NO_REVISION}, {NO_SPACE}\n" in SCRIPT

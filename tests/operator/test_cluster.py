@@ -1,9 +1,10 @@
 """The client at the API server's door: what goes over the wire, and what its refusals become.
 
-Proves: create, apply with uid and field manager, delete with a precondition; lists of several pages; each
+Proves: create, apply with uid and field manager, delete with a precondition; lists of no and many pages; each
 refusal is the right error with the server's own words; Retry-After; no answer, a slow answer and an answer
-that is no JSON are Unavailable; every failure is counted by its code; a refusal never quotes more than is
-readable; HTTP_PROXY and NO_PROXY are followed, and ~/.netrc is not asked.
+that is no JSON are Unavailable; every failure is counted by its code, and the absence of an optional API is
+none; a refusal never quotes more than is readable; HTTP_PROXY and NO_PROXY are followed, and ~/.netrc is not
+asked.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 from vllm_operator import cluster as cluster_module
 from vllm_operator.cluster import Cluster, connect
 from vllm_operator.errors import ApiError, Conflict, Forbidden, Gone, Invalid, NotFound, Unavailable
-from vllm_operator.kinds import PODS, SERVICES, ObjectKey, uid_of
+from vllm_operator.kinds import GROUPS, PODS, SECRETS, SERVICES, Kind, ObjectKey, uid_of
 
 KEY = ObjectKey("ns", "s")
 BODY = {
@@ -70,6 +71,12 @@ async def test_an_apply_never_creates_anew_what_is_gone(api: KubeApi, counted: C
     assert api.objects(resource("services")) == []
 
 
+async def test_a_list_may_be_empty(api: KubeApi, counted: Counted) -> None:
+    """Also one of metadata alone, whose items the server then gives as null."""
+    for kind in (PODS, SECRETS):
+        assert (await counted.cluster.list(kind, "ns")).items == []
+
+
 async def test_a_list_has_all_pages(api: KubeApi, counted: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_module, "PAGE_SIZE", 2)
     for name in "abcde":
@@ -104,6 +111,30 @@ async def test_each_refusal_is_the_right_error(
         await counted.cluster.get(SERVICES, KEY)
     assert (caught.value.code, caught.value.retry_after) == (code, 7)
     assert counted.codes == [code]
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "status", "told"),
+    [
+        (GROUPS, "/leaderworkersets", 404, []),
+        (GROUPS, "/leaderworkersets", 500, [500]),
+        (PODS, "/pods", 404, [404]),
+    ],
+)
+async def test_an_optional_api_that_is_absent_is_no_failure(
+    api: KubeApi, counted: Counted, kind: Kind, path: str, status: int, told: list[int]
+) -> None:
+    api.fault("GET", path, status)
+    with pytest.raises(ApiError):
+        await counted.cluster.list(kind)
+    assert counted.codes == told
+
+
+async def test_a_write_to_an_absent_api_is_a_failure(api: KubeApi, counted: Counted) -> None:
+    api.fault("POST", "/leaderworkersets", 404)
+    with pytest.raises(NotFound):
+        await counted.cluster.create(GROUPS, {"metadata": {"name": "m", "namespace": "ns"}})
+    assert counted.codes == [404]
 
 
 async def test_no_connection_is_unavailable(api: KubeApi, counted: Counted) -> None:

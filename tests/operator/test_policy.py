@@ -13,35 +13,11 @@ import copy
 from typing import Any
 
 import pytest
-from vllm_models import model_body
+from judged import Json, engine_with, pod_of, refusals, settings
 
-from vllm_operator.api.parsing import parse
-from vllm_operator.errors import SpecError
-from vllm_operator.render import render
 from vllm_operator.render.merge import merged
 from vllm_operator.render.policy import image_matches, under
-from vllm_operator.settings import Settings, parse_settings
-
-Json = dict[str, Any]
-
-
-def settings(**policy: Any) -> Settings:
-    return parse_settings({"policy": policy}, "test")
-
-
-def pod_of(made: Settings, /, **spec: Any) -> Json:
-    template: Json = render(parse(model_body(**spec)), made)[1]["spec"]["template"]
-    return template
-
-
-def refusals(made: Settings, /, **spec: Any) -> list[str]:
-    with pytest.raises(SpecError) as caught:
-        pod_of(made, **spec)
-    return [str(problem) for problem in caught.value.problems]
-
-
-def engine_with(**fields: Any) -> Json:
-    return {"spec": {"containers": [{"name": "engine", **fields}]}}
+from vllm_operator.settings import Settings
 
 
 def sidecar_with(**fields: Any) -> Json:
@@ -101,6 +77,14 @@ REFUSED_BY_SAFE: dict[str, tuple[Json, str]] = {
     "host processes": ({"spec": {"hostPID": True}}, "spec.hostPID"),
     "host IPC": ({"spec": {"hostIPC": True}}, "spec.hostIPC"),
     "host port": (sidecar_with(ports=[{"containerPort": 9, "hostPort": 9}]), "ports"),
+    "probe of another host": (
+        engine_with(livenessProbe={"httpGet": {"host": "169.254.169.254"}}),
+        "containers[engine].livenessProbe",
+    ),
+    "hook to another host": (
+        sidecar_with(lifecycle={"preStop": {"tcpSocket": {"host": "127.0.0.1", "port": 10250}}}),
+        "containers[x].preStop",
+    ),
     "host folder": ({"spec": HOST_VOLUME}, "spec.volumes[h]"),
     "host folder in place of ours": (
         {"spec": {"volumes": [{"name": "tmp", "hostPath": {"path": "/etc"}}]}},
@@ -143,6 +127,10 @@ REFUSED_BY_SAFE: dict[str, tuple[Json, str]] = {
         {"spec": {"securityContext": {"seccompProfile": {"type": "Unconfined"}}}},
         "securityContext.seccompProfile",
     ),
+    "seccomp of the node": (
+        {"spec": {"securityContext": {"seccompProfile": {"type": "Localhost", "localhostProfile": "x"}}}},
+        "securityContext.seccompProfile",
+    ),
     "seccomp taken away": (
         {"spec": {"securityContext": {"$patch": "replace", "fsGroup": 1}}},
         "spec.securityContext",
@@ -150,6 +138,14 @@ REFUSED_BY_SAFE: dict[str, tuple[Json, str]] = {
     "no AppArmor": (
         sidecar_with(securityContext={"appArmorProfile": {"type": "Unconfined"}}),
         "appArmorProfile",
+    ),
+    "no AppArmor by its old name": (
+        {"metadata": {"annotations": {"container.apparmor.security.beta.kubernetes.io/x": "unconfined"}}},
+        "metadata.annotations",
+    ),
+    "Windows host process": (
+        {"spec": {"securityContext": {"windowsOptions": {"hostProcess": True}}}},
+        "securityContext.windowsOptions",
     ),
     "SELinux label": (
         engine_with(securityContext={"seLinuxOptions": {"type": "spc_t"}}),
@@ -185,6 +181,7 @@ REFUSED_ALWAYS: dict[str, tuple[Json, str]] = {
         {"spec": {"containers": [{"name": "engine", "$patch": "delete"}, {"name": "x", "image": "x:1"}]}},
         "spec.containers",
     ),
+    "the pod taken away": ({"spec": {"$patch": "delete"}}, "spec.podTemplate.spec"),
     "engine without an image": (
         {"spec": {"containers": [{"name": "engine", "$patch": "replace"}]}},
         "containers[engine].image",

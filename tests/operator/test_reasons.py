@@ -23,7 +23,7 @@ from vllm_operator.inventory import slim_pod
 from vllm_operator.observe import Refusal, Snapshot, observe
 from vllm_operator.reconcile import refusal_of
 from vllm_operator.render.facts import RolledBack
-from vllm_operator.render.prefetch_script import REFUSED
+from vllm_operator.render.prefetch_script import NO_SPACE, REFUSED
 
 Json = dict[str, Any]
 KUBELET: Json = json.loads(Path(__file__).with_name("kubelet_pods.json").read_text())
@@ -135,8 +135,10 @@ CASES: dict[Reason, list[Case]] = {
     Reason.DOWNLOAD_FAILED: [
         Case(
             "Stalled",
-            "Hugging Face refuses org/small without a token; check source.huggingFace.tokenSecret",
-            snapshot={"prefetch": (prefetching("Hugging Face refuses org/small without a token", REFUSED),)},
+            "the cache has 1.0 GB free, and 3.2 GB are to come; raise cache.size",
+            snapshot={
+                "prefetch": (prefetching("the cache has 1.0 GB free, and 3.2 GB are to come", NO_SPACE),)
+            },
         ),
     ],
     Reason.FORMER_OBJECT: [
@@ -186,6 +188,11 @@ CASES: dict[Reason, list[Case]] = {
     ],
     Reason.MODEL_ACCESS_DENIED: [
         Case("Stalled", "accept the model's terms on huggingface.co", (died(GATED),)),
+        Case(
+            "Stalled",
+            "Hugging Face refuses org/small without a token; check source.huggingFace.tokenSecret",
+            snapshot={"prefetch": (prefetching("Hugging Face refuses org/small without a token", REFUSED),)},
+        ),
         Case(
             "Stalled",
             "check spec.model, and the token in source.huggingFace.tokenSecret",

@@ -161,7 +161,7 @@ async def test_a_job_that_failed_with_the_old_settings_is_made_anew_with_the_new
     refused = {"exitCode": 10, "message": "Hugging Face refuses org/small without a token"}
     prefetch_pod(rig, initContainerStatuses=[{"name": "plan", "state": {"terminated": refused}}])
     await rig.reconcile()
-    assert rig.condition("Stalled")[1] == "DownloadFailed"
+    assert rig.condition("Stalled")[1] == "ModelAccessDenied"
     assert "check source.huggingFace.tokenSecret" in rig.condition("Ready")[2]
     rig.edit(source={"huggingFace": {"tokenSecret": {"name": "hf"}}})
     await rig.reconcile()

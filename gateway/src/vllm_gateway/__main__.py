@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -83,6 +84,8 @@ def main() -> None:
     except (BadSettings, OSError) as error:
         print(f"vllm-gateway: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:  # before there is anything to drain
+        sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from vllm_gateway.policy.cache import make_store
 from vllm_gateway.policy.keyring import Keyring
 from vllm_gateway.policy.queue import Queues
 from vllm_gateway.policy.rates import Rates
+from vllm_gateway.policy.room import Room
 from vllm_gateway.policy.shared import Shared
 from vllm_gateway.routing.balance import Balancer
 from vllm_gateway.routing.health import Ejection, Health
@@ -75,6 +76,7 @@ class Gateway:
             self.engines,
             Admission(self.keyring, Rates(self.shared)),
             self.queues,
+            Room(settings.limits.held_bytes),
             make_store(settings.response_cache, self.shared),
             self.metrics,
             AccessLog(sys.stdout, level=settings.log_level, as_json=settings.log_format == "json"),

@@ -27,7 +27,7 @@ REFUSALS = frozenset(  # codes of errors.py and policy; an engine's own words ne
     {
         *("missing_api_key", "invalid_api_key", "rate_limit_exceeded"),
         *("model_not_found", "model_not_allowed", "model_not_ready"),
-        *("queue_full", "queue_timeout", "shutting_down"),
+        *("queue_full", "queue_timeout", "gateway_full", "shutting_down"),
     }
 )
 GAP_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5, 5, 10, 60)

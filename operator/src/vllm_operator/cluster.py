@@ -108,7 +108,10 @@ class WatchEvent:
 
 
 class Cluster:
-    """Every method raises an ApiError. `count_error` hears of each, by code, for the metrics."""
+    """Every method raises an ApiError. `count_error` hears of each, by code, for the metrics.
+
+    It does not hear of an optional API that is absent: to ask for it is how one finds out.
+    """
 
     def __init__(self, client: ApiClient, count_error: Callable[[int], None] = lambda _code: None) -> None:
         self._client = client
@@ -166,9 +169,12 @@ class Cluster:
         query = {"limit": str(PAGE_SIZE)} | _selectors(selector, fields)
         accept = _METADATA_LIST if kind.metadata_only else _JSON
         while True:
-            page = await self._request("GET", kind.path(namespace), query, accept=accept)
+            page = await self._request(
+                "GET", kind.path(namespace), query, accept=accept, absent=kind.optional
+            )
             said_once = {"apiVersion": kind.api_version, "kind": kind.kind}
-            items += [keep({**item, **said_once}) for item in page["items"]]
+            found = page["items"] or ()  # null for none, in a list of metadata
+            items += [keep({**item, **said_once}) for item in found]
             query["continue"] = page["metadata"].get("continue", "")
             if not query["continue"]:
                 return Listing(items, page["metadata"]["resourceVersion"])
@@ -191,7 +197,9 @@ class Cluster:
     def _event(self, raw: dict[str, Any]) -> WatchEvent:
         if raw["type"] == "ERROR":
             status = raw["object"]
-            raise self._error(int(status.get("code") or 500), status, None)
+            code = int(status.get("code") or 500)
+            self._count_error(code)
+            raise _error(code, status, None)
         return WatchEvent(raw["type"], raw["object"])
 
     async def _request(
@@ -202,8 +210,12 @@ class Cluster:
         body: Any = None,
         content: str = _JSON,
         accept: str = _JSON,
+        absent: bool = False,
     ) -> Body:
-        response = await self._send(method, path, query or {}, body, REQUEST_TIMEOUT, content, accept)
+        """`absent`: a 404 is no failure to count."""
+        response = await self._send(
+            method, path, query or {}, body, REQUEST_TIMEOUT, content, accept, absent=absent
+        )
         async with _reachable():
             answer: Body = json.loads(await response.read())
         return answer
@@ -217,6 +229,8 @@ class Cluster:
         limits: aiohttp.ClientTimeout,
         content: str = _JSON,
         accept: str = _JSON,
+        *,
+        absent: bool = False,
     ) -> aiohttp.ClientResponse:
         """A response with a status below 400; its body is not read yet."""
         headers = {"Accept": accept, "Content-Type": content}
@@ -229,13 +243,15 @@ class Cluster:
             if response.status < 400:
                 return response
             raw = await response.read()
-        raise self._error(response.status, _status_of(raw), response.headers.get("Retry-After"))
+        if not (absent and response.status == 404):
+            self._count_error(response.status)
+        raise _error(response.status, _status_of(raw), response.headers.get("Retry-After"))
 
-    def _error(self, code: int, status: dict[str, Any], retry_after: str | None) -> ApiError:
-        self._count_error(code)
-        kind = _BY_CODE.get(code, Unavailable if code >= 500 or code == 401 else ApiError)
-        wait = float(retry_after) if retry_after and retry_after.isdecimal() else None
-        return kind(code, str(status.get("reason", "")), str(status.get("message", f"HTTP {code}")), wait)
+
+def _error(code: int, status: dict[str, Any], retry_after: str | None) -> ApiError:
+    kind = _BY_CODE.get(code, Unavailable if code >= 500 or code == 401 else ApiError)
+    wait = float(retry_after) if retry_after and retry_after.isdecimal() else None
+    return kind(code, str(status.get("reason", "")), str(status.get("message", f"HTTP {code}")), wait)
 
 
 def _selectors(labels: str, fields: str) -> dict[str, str]:

@@ -106,6 +106,12 @@ class Policy(Section):
         (), description="Folders of the nodes that may be mounted, always read-only. Empty: none."
     )
     trust_remote_code: bool = Field(True, description="Whether models may set engine.trustRemoteCode.")
+    engine_options: Literal["safe", "full"] = Field(
+        "safe",
+        description="What engine.extraArgs and engine.env may do. safe: nothing that loads code, lets "
+        "callers read files of the pod or opens routes that change the engine; docs/policy.md has the list. "
+        "full: anything but what a field manages.",
+    )
     pod_template: Literal["none", "safe", "full"] = Field(
         "safe",
         description="What spec.podTemplate may do. none: nothing. safe: nothing that reaches the node or the "

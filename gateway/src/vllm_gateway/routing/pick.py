@@ -42,6 +42,8 @@ class Strategy(Protocol):
 
 def least_load(endpoints: Sequence[Endpoint], in_flight: Mapping[str, int], hint: Hint) -> Endpoint:
     """The endpoint with the fewest requests; ties by the draw, so that gateways do not herd."""
+    if len(endpoints) == 1:
+        return endpoints[0]
     lowest = min(in_flight.get(endpoint.id, 0) for endpoint in endpoints)
     ties = [endpoint for endpoint in endpoints if in_flight.get(endpoint.id, 0) == lowest]
     return ties[int(hint.draw * len(ties))]
@@ -92,7 +94,7 @@ def by_weight(models: Sequence[Model], hint: Hint) -> Model | None:
 
     Sticky by session, else by caller: a canary does not answer every second turn of one conversation.
     """
-    ready = [model for model in models if model.endpoints]
+    ready = models if len(models) == 1 and models[0].endpoints else [m for m in models if m.endpoints]
     if len(ready) < 2:
         return ready[0] if ready else None
     key = hint.session or hint.caller

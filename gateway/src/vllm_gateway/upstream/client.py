@@ -33,7 +33,14 @@ class Sink(Protocol):
     def failed(self, failure: UpstreamFailure) -> None: ...
 
 
-Tap = Callable[[bytes], int]
+class Tap(Protocol):
+    """Who may take whole chunks of a body before they are decoded."""
+
+    def take(self, data: bytes) -> int:
+        """How many bytes of a read, which begins with a chunk's first byte, it has taken: whole chunks, and
+        never the last one, of size 0.
+        """
+        ...
 
 
 class Connection(asyncio.Protocol):
@@ -51,6 +58,7 @@ class Connection(asyncio.Protocol):
         self._failure: UpstreamFailure | None = None
         self._keep_alive = False
         self._paused = False
+        self._diverted = False
         self.reused = False
         self.on_idle_close: Callable[[], None] | None = None
 
@@ -77,11 +85,7 @@ class Connection(asyncio.Protocol):
                 timer.cancel()
 
     def start(self, sink: Sink, tap: Tap | None = None) -> None:
-        """Delivers the body to `sink`, beginning with what has come already.
-
-        `tap` is offered each read that begins with a chunk's first byte, as it is, framing included; it says
-        how many bytes it has taken: whole chunks, and never the last one, of size 0.
-        """
+        """Delivers the body to `sink`, beginning with what has come already; `tap` is asked first."""
         self._sink = sink
         if isinstance(self._body, ChunkedBody):
             self._chunks, self._tap = self._body, tap
@@ -93,6 +97,14 @@ class Connection(asyncio.Protocol):
             self._finish(b"")
         if self._failure is not None and self._sink is not None:
             self._fail(self._failure)
+
+    def divert(self, protocol: asyncio.Protocol) -> None:
+        """Until the body's end reads go to `protocol`, which calls `data_received` for what it does not take,
+        and `connection_lost`.
+        """
+        if self._transport is not None:
+            self._diverted = True
+            self._transport.set_protocol(protocol)
 
     def pause(self) -> None:
         """Stops reading until `resume`, so that the engine's kernel, then the engine, has to wait."""
@@ -126,7 +138,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         tap = self._tap
         if tap is not None and self._chunks.between:
-            taken = tap(data)
+            taken = tap.take(data)
             if taken == len(data):
                 return
             data = data[taken:] if taken else data
@@ -199,6 +211,9 @@ class Connection(asyncio.Protocol):
     def _finish(self, payload: bytes) -> None:
         body, sink = self._body, self._sink
         self._body = self._sink = self._tap = None
+        if self._diverted and self._transport is not None:
+            self._diverted = False
+            self._transport.set_protocol(self)
         if body is not None and body.surplus:
             self._keep_alive = False
         if sink is not None:

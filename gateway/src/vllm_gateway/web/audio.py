@@ -33,7 +33,7 @@ def understand(body: bytes, content_type: bytes, table: Table, default: str | No
 
     kind = f'multipart/form-data; boundary="{boundary.decode("ascii")}"'
     public = name or models[0].public_name
-    return Request(public, models, stream, strip, body_for, str, kind)
+    return Request(public, models, stream, strip, body, body_for, str, kind)
 
 
 def _ask_for_usage(body: bytes, form: multipart.Form) -> tuple[list[tuple[Span, bytes]], bool]:

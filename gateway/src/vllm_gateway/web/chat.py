@@ -106,7 +106,7 @@ def understand(
 
     name = chat.model or models[0].public_name
     prefix = functools.partial(conversation_prefix, options["messages"])
-    return Request(name, models, stream, strip_usage=False, body_for=body_for, prefix=prefix)
+    return Request(name, models, stream, strip_usage=False, body=body, make_body=body_for, prefix=prefix)
 
 
 def _invalid(error: ValidationError) -> GatewayError:

@@ -70,6 +70,7 @@ class Edge:
             common_headers=common,
             receive=receive,
             channel=channel_for(scope, send),
+            room=self._services.room,
             error_body=route.family.error_body if route is not None else openai_body,
         )
         try:
@@ -87,6 +88,7 @@ class Edge:
             if not exchange.channel.gone:
                 raise  # the server's doing; a caller that left is no error
         finally:
+            exchange.body_held.let_go()
             self._record(exchange)
 
     def _trace(self, exchange: Exchange) -> None:

@@ -13,6 +13,7 @@ from vllm_gateway.errors import GatewayError
 from vllm_gateway.policy import multipart
 from vllm_gateway.policy.keys import ANONYMOUS
 from vllm_gateway.policy.limits import JSON, body_too_large, body_too_slow, check_declared
+from vllm_gateway.policy.room import Held, Room
 from vllm_gateway.settings import RequestLimits
 from vllm_gateway.telemetry import UNKNOWN_MODEL
 from vllm_gateway.tracing import Trace
@@ -29,8 +30,8 @@ class Disconnected(Exception):
 class Exchange:
     """A request with its channel. `status`, `model` and `outcome` are what the metrics and the log say.
 
-    `caller` and `held` are those of `Visit`; `error_event` is how to end a stream that was begun before an
-    engine answered.
+    `caller` and `held` are those of `Visit`, `body_held` is what its body takes of the gateway's room;
+    `error_event` is how to end a stream that was begun before an engine answered.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Exchange:
         common_headers: Headers,
         receive: Receive,
         channel: Channel,
+        room: Room,
         error_body: Callable[[GatewayError], dict[str, Any]],
     ) -> None:
         self.method = method
@@ -53,6 +55,7 @@ class Exchange:
         self.model = UNKNOWN_MODEL
         self.caller = ANONYMOUS
         self.held = ExitStack()
+        self.body_held = Held(room)
         self.status = 0
         self.outcome = ""
         self.error_event: Callable[[GatewayError], bytes] | None = None
@@ -76,6 +79,7 @@ class Exchange:
         whole = self.channel.whole_body()
         if whole is not None and len(whole) <= max_bytes:
             self._unread = False
+            self.body_held.add(len(whole))
             self.channel.watch(self._receive)
             return whole
         try:
@@ -99,6 +103,7 @@ class Exchange:
             self._unread = bool(message.get("more_body", False))
             if left < 0:
                 raise body_too_large(limit)
+            self.body_held.add(len(piece))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def start(self, status: int, headers: Headers, length: int | None = None) -> None:

@@ -45,9 +45,18 @@ class Request:
     models: tuple[Model, ...]
     stream: bool
     strip_usage: bool
-    body_for: Callable[[Model], bytes]
+    body: bytes
+    make_body: Callable[[Model], bytes]
     prefix: Callable[[], str]
     content_type: str = "application/json"
+
+    def body_for(self, model: Model) -> bytes:
+        """What the engine of `model` gets."""
+        return self.make_body(model)
+
+    def let_go(self) -> None:
+        """Nobody asks for the body any more: a stream may go on for long, and a body may hold images."""
+        self.body, self.make_body, self.prefix = b"", _let_go, str
 
 
 def understand(
@@ -72,7 +81,11 @@ def understand(
         return envelope.splice(body, [*changes, (model_span, engines_name)])
 
     public = name or models[0].public_name
-    return Request(public, models, stream, strip, body_for, lambda: _prefix(body, spans))
+    return Request(public, models, stream, strip, body, body_for, lambda: _prefix(body, spans))
+
+
+def _let_go(_: Model) -> bytes:
+    raise AssertionError("the body of an answered request is asked for")
 
 
 def _prefix(body: bytes, spans: dict[str, Span]) -> str:

@@ -56,15 +56,15 @@ class Stream:
         self._events = Events()
         self._write: Callable[[bytes], None] = channel.write
         self._now = self._loop.time
-        self._tokens = Tokens(channel, self._events, dialect, gaps, self._now, upstream.sent_at)
-        self.tap = self._tokens.tap
+        events, connection = self._events, upstream.connection
+        self.tokens = Tokens(channel, connection, events, dialect, gaps, self._now, upstream.sent_at)
         limits = upstream.model.limits
         self._first_token_timeout = limits.first_token or timeouts.first_token
         self._idle_timeout = limits.idle or timeouts.idle
         self._write_stall = timeouts.write_stall
         self._stalled: StallWatch | None = None
         self.first_token_at: float | None = None
-        self._watchdog = self._loop.call_at(self._deadline(), self._check_progress)
+        self._watchdog = self._look_again()
         self.outcome = "client_closed"  # until the stream ends in another way
         self.failure: UpstreamFailure | None = None
         self.done: asyncio.Future[None] = self._loop.create_future()
@@ -73,7 +73,6 @@ class Stream:
 
     def data(self, payload: bytes) -> None:
         sent = self._take(payload)
-        self._tokens.look()
         if sent:
             self._write(sent)
 
@@ -86,10 +85,10 @@ class Stream:
         if block[0] == _COMMENT and not has_data(block):
             return sent
         if self.first_token_at is not None:
-            self._tokens.more(block)
+            self.tokens.more(block)
         elif self._dialect.has_token(block):
-            self._tokens.first(block)
-            self.first_token_at = self._tokens.last
+            self.tokens.first(block)
+            self.first_token_at = self.tokens.last
         return sent
 
     def end(self, payload: bytes) -> None:
@@ -132,11 +131,11 @@ class Stream:
         if self._stalled is not None:
             self._stalled.stop()
             self._stalled = None
-        self._tokens.last = self._now()  # the engine could not show progress meanwhile
+        self.tokens.last = self._now()  # the engine could not show progress meanwhile
         self._upstream.connection.resume()
 
     def lost(self) -> None:
-        self._tokens.close()
+        self.tokens.close()
         self._write = _ignore
         if self._stalled is not None:
             self._stalled.stop()
@@ -150,7 +149,7 @@ class Stream:
         if self._stalled is not None:
             self._stalled.stop()
         self._channel.flow = None
-        self._tokens.close()
+        self.tokens.close()
         self._write = _ignore  # the engine may still send, until its connection closes
         if not self.done.done():
             self.done.set_result(None)
@@ -171,15 +170,19 @@ class Stream:
 
     def _deadline(self) -> float:
         waiting = self.first_token_at is None
-        return self._tokens.last + (self._first_token_timeout if waiting else self._idle_timeout)
+        return self.tokens.last + (self._first_token_timeout if waiting else self._idle_timeout)
+
+    def _look_again(self) -> asyncio.TimerHandle:
+        """At the deadline; before the first token no later than the idle timeout, which counts from it on."""
+        deadline, latest = self._deadline(), self._now() + self._idle_timeout
+        if self._stalled is not None or (self.first_token_at is None and latest < deadline):
+            deadline = latest
+        return self._loop.call_at(deadline, self._check_progress)
 
     def _check_progress(self) -> None:
         """Runs once a timeout, not once an event: it looks when the last event was."""
-        deadline = self._deadline()
-        if self._stalled is not None:
-            deadline = self._now() + self._idle_timeout
-        if self._now() < deadline:
-            self._watchdog = self._loop.call_at(deadline, self._check_progress)
+        if self._stalled is not None or self._now() < self._deadline():
+            self._watchdog = self._look_again()
             return
         reason = "first_token_timeout" if self.first_token_at is None else "idle_timeout"
         self.failed(UpstreamFailure(reason, "no token in time"))
@@ -246,6 +249,8 @@ class RelayResponse:
                 await wait_for_place(ticket, self.exchange, begin, seconds, services.metrics)
                 models = services.table().now(models, call.name)
             async with services.engines.open(call, models) as upstream:
+                request.let_go()
+                self.exchange.body_held.let_go()
                 await self._answer(upstream)
 
     async def _answer(self, upstream: Upstream) -> None:
@@ -272,7 +277,7 @@ class RelayResponse:
             self.exchange.error_event = None
             if not channel.started:
                 self.exchange.start(200, self._with_cache(_SSE_HEADERS))
-            upstream.connection.start(stream, stream.tap)
+            upstream.connection.start(stream, stream.tokens)
             channel.flush()
             await channel.wait(stream.done)
         except asyncio.CancelledError:

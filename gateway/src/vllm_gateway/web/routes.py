@@ -56,10 +56,15 @@ class Route:
 def _json(path: str, reading: Reading, dialect_of: Callable[[Services, Request], Dialect]) -> Handler:
     async def handle(services: Services, exchange: Exchange) -> None:
         settings = services.settings
-        body = await exchange.body(settings.limits)
-        table = services.admission.view(services.table(), exchange.caller)
-        request = openai.understand(body, table, settings.limits, reading, settings.default_model)
-        await _relay(services, exchange, request, dialect_of(services, request), path, body)
+        # No name for the body here: it would be held for as long as the answer takes.
+        request = openai.understand(
+            await exchange.body(settings.limits),
+            services.admission.view(services.table(), exchange.caller),
+            settings.limits,
+            reading,
+            settings.default_model,
+        )
+        await _relay(services, exchange, request, dialect_of(services, request), path)
 
     return handle
 
@@ -67,11 +72,13 @@ def _json(path: str, reading: Reading, dialect_of: Callable[[Services, Request],
 def _form(path: str) -> Handler:
     async def handle(services: Services, exchange: Exchange) -> None:
         settings = services.settings
-        body = await exchange.form(settings.limits)
-        table = services.admission.view(services.table(), exchange.caller)
-        kind = exchange.headers[b"content-type"]
-        request = audio.understand(body, kind, table, settings.default_model)
-        await _relay(services, exchange, request, _openai_dialect(services, request), path, body)
+        request = audio.understand(
+            await exchange.form(settings.limits),
+            exchange.headers[b"content-type"],
+            services.admission.view(services.table(), exchange.caller),
+            settings.default_model,
+        )
+        await _relay(services, exchange, request, _openai_dialect(services, request), path)
 
     return handle
 
@@ -79,11 +86,14 @@ def _form(path: str) -> Handler:
 def _chat(*, stream: bool) -> Handler:
     async def handle(services: Services, exchange: Exchange) -> None:
         settings = services.settings
-        body = await exchange.body(settings.limits)
-        table = services.admission.view(services.table(), exchange.caller)
-        request = chat.understand(body, table, settings.limits, stream=stream, default=settings.default_model)
-        dialect = chat.ChatDialect(request.name)
-        await _relay(services, exchange, request, dialect, chat.UPSTREAM_PATH, body)
+        request = chat.understand(
+            await exchange.body(settings.limits),
+            services.admission.view(services.table(), exchange.caller),
+            settings.limits,
+            stream=stream,
+            default=settings.default_model,
+        )
+        await _relay(services, exchange, request, chat.ChatDialect(request.name), chat.UPSTREAM_PATH)
 
     return handle
 
@@ -101,7 +111,7 @@ def _anthropic_dialect(services: Services, _: Request) -> Dialect:
 
 
 async def _relay(
-    services: Services, exchange: Exchange, request: Request, dialect: Dialect, path: str, body: bytes
+    services: Services, exchange: Exchange, request: Request, dialect: Dialect, path: str
 ) -> None:
     timeouts = services.settings.timeouts
     call = Call(
@@ -117,7 +127,7 @@ async def _relay(
     )
     model = services.engines.balancer.model(request.models, call.hint)
     exchange.model = model.key
-    answer, place = await replay.find(services, exchange, model, body)
+    answer, place = await replay.find(services, exchange, model, request.body)
     if answer is not None:
         exchange.respond(200, [(b"content-type", answer.kind), *replay.HIT], answer.body)
         return

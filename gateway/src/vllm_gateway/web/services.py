@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from vllm_gateway.policy.admission import Admission
 from vllm_gateway.policy.cache import Store
 from vllm_gateway.policy.queue import Queues
+from vllm_gateway.policy.room import Room
 from vllm_gateway.routing.table import Table
 from vllm_gateway.settings import Settings
 from vllm_gateway.telemetry import AccessLog, Metrics
@@ -37,6 +38,7 @@ class Services:
     engines: Engines
     admission: Admission
     queues: Queues
+    room: Room
     answers: Store
     metrics: Metrics
     access_log: AccessLog

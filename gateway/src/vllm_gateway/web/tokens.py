@@ -1,40 +1,57 @@
 """A stream's token events: counted, timed, and the usual read passed on in as few steps as may be.
 
-`Tokens.tap` runs for every event of every stream, and what it does is most of what this gateway adds to a
-splice of two sockets. So it keeps to one frame, and looks at each fact with one call into C (`make bench`:
-the slope).
+`Tokens.data_received` runs for every event of every stream, and what it does is most of what this gateway
+adds to a splice of two sockets. So it keeps to one frame, looks at each fact with one call into C, and
+touches few objects of the stream's own: with a hundred streams at work each of them has left the processor's
+cache when its turn comes (`make bench`: the slope).
 """
 
 from __future__ import annotations
 
+import asyncio
 from bisect import bisect_left
 from collections.abc import Callable
 
 from vllm_gateway.telemetry import GAP_BOUNDS, Gaps
+from vllm_gateway.upstream.client import Connection
 from vllm_gateway.upstream.sse import Events, last_event
 from vllm_gateway.upstream.template import Template, learn
 from vllm_gateway.web.channel import Channel
 from vllm_gateway.web.dialect import Account, Shape, Shortcut, StreamDialect
 
 _LESSONS = 8
-_LAST_SHORT_LINE = 4 + 0xFF + 2  # the longest chunk whose size has two digits, with its framing
-_FRAMES = 24  # tokens of a stream have few lengths, and each takes 300 bytes
+_LONGEST = 2048
 _NONE = Shortcut()
 
 
-class Tokens:
-    """One stream's. `last` is the loop's time of the last token, or of what counts as progress."""
+def _size_line(read: int) -> bytes:
+    """How a chunk begins that is a read of its own; of one with a single digit there is no token event."""
+    digits = 2 if read <= 4 + 0xFF + 2 else 3
+    return b"%x\r\n" % max(0, read - digits - 4)
+
+
+# By the read's length: streams have few lengths, and share these.
+_SIZE_LINES = tuple((line, len(line)) for line in map(_size_line, range(_LONGEST)))
+
+
+class Tokens(asyncio.Protocol):
+    """One stream's. `last` is the loop's time of the last token, or of what counts as progress.
+
+    Once a token event has come that is like those to be expected, the engine's connection is diverted here.
+    """
 
     __slots__ = (
         "_account",
         "_channel",
+        "_connection",
         "_direct",
+        "_diverted",
         "_events",
-        "_frames",
         "_gaps",
         "_lessons",
         "_now",
-        "_open",
+        "_passed",
+        "_prefix",
         "_quick",
         "_shape",
         "_shortcut",
@@ -46,61 +63,80 @@ class Tokens:
     def __init__(
         self,
         channel: Channel,
+        connection: Connection,
         events: Events,
         dialect: StreamDialect,
         gaps: Gaps,
         now: Callable[[], float],
         last: float,
     ) -> None:
+        self._direct: Callable[[bytes], None] | None = None  # while the next read may go the short way
+        self._prefix = self._suffix = b""
+        self._shape: Shape | None = None
+        self._now = now
+        self.last = last
+        self._gaps = gaps
+        self._passed = 0  # events that the account does not know yet
         self._channel = channel
+        self._connection = connection
+        self._diverted = False
         self._events = events
         self._account: Account = dialect.account
         self._shortcut = dialect if isinstance(dialect, Shortcut) else _NONE
         self._lessons = 0 if self._shortcut is _NONE else _LESSONS
-        self._gaps = gaps
-        self._now = now
-        self._open = True
-        self.last = last
         self._template: Template | None = None
-        self._direct: Callable[[bytes], None] | None = None
         self._quick = False
-        self._shape: Shape | None = None
-        self._suffix = b""
-        self._frames: dict[int, tuple[bytes, int, int]] = {}
 
-    def tap(self, data: bytes) -> int:
-        """Ordinary token events, from one connection to the other: how many bytes of a read it has taken.
+    # asyncio.Protocol, of the engine's connection
 
-        A read that is one chunk with one event is looked at here; all others go through `Template.scan`,
-        which knows the same template.
-        """
+    def data_received(self, data: bytes) -> None:
+        """One chunk with one ordinary token event goes from one connection to the other; the rest goes on."""
         direct, size = self._direct, len(data)
-        frame = self._frames.get(size)
-        if direct is None or frame is None or not self._open:
-            return self._scan(data)
-        head, start, tail = frame
+        if direct is None or size >= _LONGEST:
+            self._pass_on(data)
+            return
+        line, start = _SIZE_LINES[size]
+        prefix, suffix = self._prefix, self._suffix
+        if not (data.startswith(line) and data.startswith(prefix, start) and data.endswith(suffix)):
+            self._pass_on(data)
+            return
+        start += len(prefix)
+        tail = size - len(suffix)
         # The first quote after the text's begin is the one that ends it: nothing but a text is in between.
-        if not (data.startswith(head) and data.endswith(self._suffix)) or data.find(b'"', start) != tail:
-            return self._scan(data)
+        if data.find(b'"', start) != tail:
+            self._pass_on(data)
+            return
         shape = self._shape
         if shape is None:
             direct(data)
         else:
             text = data[start:tail]
             if not shape.fits(text):
-                return self._scan(data)
+                self._pass_on(data)
+                return
             direct(b"%x\r\n%b%b%b\r\n" % (shape.around + len(text), shape.head, text, shape.foot))
         now, gaps = self._now(), self._gaps
         gap = now - self.last
         gaps.counts[bisect_left(GAP_BOUNDS, gap)] += 1
         gaps.total += gap
-        self._account.token_events += 1
+        self._passed += 1
         self.last = now
-        return size
 
-    def _scan(self, data: bytes) -> int:
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._settle()
+        self._connection.connection_lost(exc)
+
+    def _pass_on(self, data: bytes) -> None:
+        self._direct = None
+        self._settle()
+        self._connection.data_received(data)
+
+    # upstream.client.Tap
+
+    def take(self, data: bytes) -> int:
+        """Ordinary token events at the beginning of a read, any number of them: how many bytes they are."""
         template = self._template
-        if template is None or not self._open:
+        if template is None or not self._events.between or self._shortcut.holds:
             return 0
         taken, texts = template.scan(data)
         if not texts:
@@ -110,22 +146,17 @@ class Tokens:
         elif sent := self._shortcut.rewrite(template.key, texts):
             self._channel.write(sent)
         self.count(len(texts))
-        if len(texts) == 1 and taken == len(data):
-            self._remember(template, taken)
+        if taken == len(data) and self._quick:
+            self._divert()
         return taken
 
-    def _remember(self, template: Template, size: int) -> None:
-        """How a read of this size begins, and where its text begins and ends."""
-        if self._direct is None and self._quick:  # at the first, the caller's head may not have gone out
-            self._direct = self._channel.direct()
-        if self._direct is not None and len(self._frames) < _FRAMES:
-            payload = size - (6 if size <= _LAST_SHORT_LINE else 7)
-            head = b"%x\r\n%b" % (payload, template.prefix)
-            self._frames[size] = (head, len(head), size - len(self._suffix))
+    def _divert(self) -> None:
+        self._direct = self._channel.direct()  # not before: at the first, the caller's head may still wait
+        if self._direct is not None and not self._diverted:
+            self._diverted = True
+            self._connection.divert(self)
 
-    def look(self) -> None:
-        """After a read that did not come through the tap: whether the next one may."""
-        self._open = self._events.between and not self._shortcut.holds
+    # Accounts
 
     def first(self, block: bytes) -> None:
         """The first token has come: there is no gap before it."""
@@ -134,7 +165,7 @@ class Tokens:
         self._learn(block)
 
     def more(self, block: bytes) -> None:
-        """Further tokens that did not come through the tap."""
+        """Further tokens that came the long way."""
         self.count(block.count(b"\n\n"))
         self._learn(block)
 
@@ -146,7 +177,12 @@ class Tokens:
 
     def close(self) -> None:
         """Nothing is passed on any more."""
+        self._settle()
         self._template, self._direct, self._quick, self._lessons = None, None, False, 0
+
+    def _settle(self) -> None:
+        self._account.token_events += self._passed
+        self._passed = 0
 
     def _learn(self, block: bytes) -> None:
         """Looks how the engine's token events are made, a few times: not all streams have a template."""
@@ -158,7 +194,6 @@ class Tokens:
         if template is None:
             return
         self._template = template
-        self._suffix = template.suffix + b"\r\n"
-        self._frames.clear()
+        self._prefix, self._suffix = template.prefix, template.suffix + b"\r\n"
         self._shape = shortcut.shape(template.key)
-        self._direct, self._quick = None, shortcut.verbatim or self._shape is not None
+        self._quick = shortcut.verbatim or self._shape is not None

@@ -168,11 +168,13 @@ class Engine(Section):
         (),
         max_length=64,
         description="Further flags of `vllm serve`, one item each for flag and value, or --flag=value. "
-        "Flags that a field manages are refused.",
+        "Flags that a field manages are refused, and by default those that load code, show files or open "
+        "administration routes: settings.policy.engineOptions.",
     )
     env: Annotated[tuple[EnvVar, ...], AfterValidator(_unique_names)] = Field(
         (),
         max_length=64,
-        description="Environment variables of the engine.",
+        description="Environment variables of the engine; settings.policy.engineOptions judges them as "
+        "it does extraArgs.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )

@@ -80,8 +80,8 @@ DESCRIPTIONS: dict[Reason, str] = {
     Reason.WRONG_FLAG: "vLLM refuses its command line: mend engine.extraArgs, or the flag's field.",
     Reason.MODEL_ACCESS_DENIED: "Hugging Face does not give the model out: check spec.model, the token in "
     "source.huggingFace.tokenSecret, and that its account has accepted the model's terms.",
-    Reason.DOWNLOAD_FAILED: "The prefetch Job cannot get the weights; the message says why: the token, the "
-    "name, the revision, or the room in the cache. It tries again by itself.",
+    Reason.DOWNLOAD_FAILED: "The prefetch Job cannot get the weights; the message says why: the revision, "
+    "or the room in the cache. It tries again by itself.",
     Reason.INVALID_SPEC: "A field is wrong; the message says how to mend it. What runs is left as it is.",
     Reason.NAME_CONFLICT: "An older model of another namespace holds a short name; <namespace>/<name> works.",
     Reason.CHILD_CONFLICT: "An object of the child's name exists that this model does not own.",

@@ -37,6 +37,7 @@ _STALLED_AT_ONCE = {
     Reason.MISSING_VOLUME,
     Reason.QUOTA_EXCEEDED,
     Reason.WRONG_FLAG,
+    Reason.MODEL_ACCESS_DENIED,
     Reason.DOWNLOAD_FAILED,
 }
 _STALLED_LATE = {
@@ -44,7 +45,6 @@ _STALLED_LATE = {
     Reason.CRASH_LOOPING,
     Reason.OUT_OF_MEMORY,
     Reason.ENGINE_ERROR,
-    Reason.MODEL_ACCESS_DENIED,
 }
 
 

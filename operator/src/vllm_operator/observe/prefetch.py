@@ -19,12 +19,15 @@ from vllm_operator.observe.pods import (
 from vllm_operator.render.prefetch import REQUESTS
 from vllm_operator.render.prefetch_script import NO_REVISION, NO_SPACE, NOT_FOUND, REFUSED
 
-# Exit code of the script -> what a person can do. Any other may pass by itself.
-ADVICE = {
-    REFUSED: "check source.huggingFace.tokenSecret",
-    NOT_FOUND: "check spec.model, and for a private one source.huggingFace.tokenSecret",
-    NO_REVISION: "check source.huggingFace.revision",
-    NO_SPACE: "raise cache.size",
+# Exit code of the script -> the reason, and what a person can do. Any other may pass by itself.
+ENDS = {
+    REFUSED: (Reason.MODEL_ACCESS_DENIED, "check source.huggingFace.tokenSecret"),
+    NOT_FOUND: (
+        Reason.MODEL_ACCESS_DENIED,
+        "check spec.model, and for a private one source.huggingFace.tokenSecret",
+    ),
+    NO_REVISION: (Reason.DOWNLOAD_FAILED, "check source.huggingFace.revision"),
+    NO_SPACE: (Reason.DOWNLOAD_FAILED, "raise cache.size"),
 }
 
 
@@ -43,16 +46,25 @@ def prefetch_finding(pods: Iterable[Body], refused: str = "") -> Finding:
     pod = alive[-1]
     status = pod.get("status") or {}
     planned, fetching = (_first(status.get(key)) for key in ("initContainerStatuses", "containerStatuses"))
-    for container in (fetching, planned):
-        if failure := _failure(container):
-            return failure
-    if (running := (fetching.get("state") or {}).get("running")) is not None:
-        plan = (planned.get("state") or {}).get("terminated") or {}
-        since = timestamp(running.get("startedAt"))
-        return Finding(Reason.DOWNLOADING, f"{_said(plan) or 'the weights'}{_since(since)}", since)
-    if (planned.get("state") or {}).get("running") is not None:
-        return Finding(Reason.DOWNLOADING, "the Hugging Face Hub is asked what there is to download")
-    return pod_finding(pod, "")
+    failures = (_failure(container) for container in (fetching, planned))
+    return next(filter(None, failures), None) or _progress(pod, planned, fetching)
+
+
+def _progress(pod: Body, planned: Body, fetching: Body) -> Finding:
+    """Of what goes well. Between two containers nothing runs, and that is no pull of an image."""
+    plan = (planned.get("state") or {}).get("terminated")
+    if plan is None:
+        asked = (planned.get("state") or {}).get("running") is not None
+        told = Finding(Reason.DOWNLOADING, "the Hub is asked what there is to download")
+        return told if asked else pod_finding(pod, "")
+    what, state = _said(plan) or "the weights", fetching.get("state") or {}
+    if "terminated" in state:
+        return Finding(Reason.DOWNLOADING, f"{what} are there, and pods may start")
+    found = pod_finding(pod, "")
+    if "running" not in state and found.reason is not Reason.PULLING:
+        return found
+    since = timestamp((state.get("running") or {}).get("startedAt"))
+    return Finding(Reason.DOWNLOADING, f"{what}{_since(since)}", since)
 
 
 def _failure(container: Body) -> Finding | None:
@@ -63,8 +75,9 @@ def _failure(container: Body) -> Finding | None:
         return None
     why = "the kernel killed the download" if ended.get("reason") == "OOMKilled" else _said(ended)
     tries = container.get("restartCount", 0)
-    if code in ADVICE:
-        return Finding(Reason.DOWNLOAD_FAILED, f"{why}; {ADVICE[code]}")
+    if code in ENDS:
+        reason, advice = ENDS[code]
+        return Finding(reason, f"{why}; {advice}")
     again = "is tried again" if tries < 2 else f"has been tried {tries} times, and is again"
     return Finding(Reason.DOWNLOADING, f"the download failed and {again}: {why or f'exit code {code}'}")
 

@@ -14,12 +14,16 @@ from typing import Any
 
 from vllm_operator import names
 from vllm_operator.errors import Problem
+from vllm_operator.render.engine_options import ENV_EFFECTS, REFUSED, env_refusal, option_problems
 from vllm_operator.render.facts import Manifest
 from vllm_operator.render.storage import field_of_volume
 from vllm_operator.settings import Policy
 
 TEMPLATE = "spec.podTemplate"
 HOST_NAMESPACES = ("hostNetwork", "hostPID", "hostIPC")
+PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
+HOOKS = ("postStart", "preStop")
+OLD_APPARMOR = "container.apparmor.security.beta.kubernetes.io/"
 VOLUME_KINDS = {
     "configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "image", "persistentVolumeClaim",
     "projected", "secret",
@@ -40,6 +44,8 @@ class Review:
     default_image: str
     has_template: bool
     trusts_remote_code: bool = False
+    extra_args: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()  # names
 
     @property
     def spec(self) -> Manifest:
@@ -134,6 +140,23 @@ def _remote_code(review: Review) -> Iterator[Problem]:
         yield Problem("spec.engine.trustRemoteCode", "is refused by settings.policy.trustRemoteCode")
 
 
+def _engine_options(review: Review) -> Iterator[Problem]:
+    if review.policy.engine_options == "safe":
+        yield from option_problems(review.extra_args, review.env)
+
+
+def _template_env(review: Review) -> Iterator[Problem]:
+    """Else podTemplate would be the way around engineOptions."""
+    if review.policy.engine_options != "safe":
+        return
+    before, after = _engine(review.base["spec"]), _engine(review.spec)
+    for item in _items(after, "env"):
+        if item not in before["env"] and (name := str(item.get("name"))) in ENV_EFFECTS:
+            yield Problem(f"{_path(review, after)}.env", env_refusal(name))
+    if after.get("envFrom"):
+        yield Problem(f"{_path(review, after)}.envFrom", f"can set any variable: {REFUSED}; use engine.env")
+
+
 def _selectors(review: Review) -> Iterator[Problem]:
     """Our labels and annotations tell whose pod it is, and which revision."""
     for field in ("labels", "annotations"):
@@ -187,6 +210,16 @@ def _host_ports(review: Review) -> Iterator[Problem]:
             yield Problem(f"{_path(review, container)}.ports", f"a hostPort {_FULL}")
 
 
+def _host_handlers(review: Review) -> Iterator[Problem]:
+    """The kubelet would ask from the node's own network, whatever a NetworkPolicy says of the pod."""
+    for container in review.containers:
+        handlers = {probe: _map(container, probe) for probe in PROBES}
+        handlers |= {hook: _map(_map(container, "lifecycle"), hook) for hook in HOOKS}
+        for field, handler in handlers.items():
+            if _map(handler, "httpGet").get("host") or _map(handler, "tcpSocket").get("host"):
+                yield Problem(f"{_path(review, container)}.{field}", f"another host {_FULL}")
+
+
 def _volume_kinds(review: Review) -> Iterator[Problem]:
     for volume in review.added_volumes:
         if refused := sorted(volume.keys() - {"name"} - VOLUME_KINDS):
@@ -203,6 +236,9 @@ def _privilege(review: Review) -> Iterator[Problem]:
         if context.get("procMount", "Default") != "Default":
             yield Problem(f"{where}.procMount", _FULL)
         yield from _profiles(context, where)
+    for key in _map(review.merged["metadata"], "annotations"):
+        if key.startswith(OLD_APPARMOR):
+            yield Problem(f"{TEMPLATE}.metadata.annotations", f"{key} {_FULL}; use appArmorProfile")
     pod = _map(review.spec, "securityContext")
     yield from _profiles(pod, f"{TEMPLATE}.spec.securityContext")
     if pod.get("sysctls"):
@@ -286,12 +322,13 @@ def _items(parent: Manifest, field: str) -> list[Manifest]:
     return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
 
-ALWAYS: tuple[Judge, ...] = (_images, _host_paths, _remote_code)
+ALWAYS: tuple[Judge, ...] = (_images, _host_paths, _remote_code, _engine_options)
 FULL: tuple[Judge, ...] = (_engine_is_there, _selectors, _ports)
 SAFE: tuple[Judge, ...] = (
     *FULL,
     _host_namespaces,
     _host_ports,
+    _host_handlers,
     _volume_kinds,
     _privilege,
     _capabilities,
@@ -299,5 +336,6 @@ SAFE: tuple[Judge, ...] = (
     _accounts,
     _node_name,
     _engine_command,
+    _template_env,
 )
 TEMPLATE_JUDGES: dict[str, tuple[Judge, ...]] = {"none": (_no_template,), "safe": SAFE, "full": FULL}

@@ -12,15 +12,18 @@ _CODES = f"REFUSED, NOT_FOUND, NO_REVISION, NO_SPACE = {REFUSED}, {NOT_FOUND}, {
 
 # Other formats are left out where there are safetensors, as vLLM leaves them out.
 _BODY = r"""
-import errno, fnmatch, os, shutil, sys
+import errno, fnmatch, json, os, shutil, sys, urllib.parse
 os.umask(0o002)  # the engine is another user of the same group
 import huggingface_hub as hub
-from huggingface_hub import errors
+from huggingface_hub import constants, errors
 
 HOME = os.environ["HF_HOME"]
 SAYS = os.environ.get("TERMINATION_LOG", "/dev/termination-log")
 UNUSED = ["original/*", "metal/*"]
 OTHERS = "bin pt pth ckpt gguf h5 msgpack onnx ot tflite".split()
+HOST = urllib.parse.urlsplit(constants.ENDPOINT).hostname
+WHERE = "Hugging Face" if HOST == "huggingface.co" else f"{HOST} (HF_ENDPOINT)"
+HOW = "with the token given" if os.environ.get("HF_TOKEN") else "without a token"
 
 def end(code, text):
     with open(SAYS, "w") as log:
@@ -57,25 +60,32 @@ def fetch(items):
     for repo, revision in items:
         hub.snapshot_download(repo, revision=revision, ignore_patterns=look(repo, revision)[0])
 
+def judged(error, what):
+    if isinstance(error, errors.LocalEntryNotFoundError):  # it blames the network, also for a refusal
+        error = error.__cause__ or error
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    unseen = status == 401 and HOW == "without a token"  # said of what is not there and of what is private
+    if isinstance(error, errors.RevisionNotFoundError):
+        return NO_REVISION, f"{WHERE} has no such revision of {what}"
+    if isinstance(error, errors.GatedRepoError):
+        return REFUSED, f"{WHERE} refuses {what} {HOW}; its terms must be accepted there"
+    if isinstance(error, errors.RepositoryNotFoundError) or unseen:
+        return NOT_FOUND, f"{WHERE} has no {what}, or does not show it {HOW}"
+    if status in (401, 403):
+        return REFUSED, f"{WHERE} answers {status} {HOW} ({' '.join(str(error).split())})"
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return NO_SPACE, "the cache is full"
+    if isinstance(error, json.JSONDecodeError) or status == 404:  # a Hub says what it lacks
+        return 1, f"{WHERE} does not answer as a Hub does: check HF_ENDPOINT"
+    return 1, f"{WHERE}: {type(error).__name__}: {' '.join(str(error).split())}"
+
 def main(step, *asked):
     items = [(repo, revision or None) for repo, _, revision in (item.partition("@") for item in asked)]
-    what = ", ".join(asked)
-    how = "with the token given" if os.environ.get("HF_TOKEN") else "without a token"
     try:
         os.makedirs(HOME, exist_ok=True)
         {"plan": plan, "fetch": fetch}[step](items)
-    except errors.RevisionNotFoundError:
-        end(NO_REVISION, f"Hugging Face has no such revision of {what}")
-    except errors.GatedRepoError:
-        end(REFUSED, f"Hugging Face refuses {what} {how}: its terms must be accepted there")
-    except errors.RepositoryNotFoundError:
-        end(NOT_FOUND, f"Hugging Face has no {what}, or does not show it {how}")
-    except errors.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", 0)
-        end(REFUSED if status in (401, 403) else 1, f"Hugging Face answers {status} {how}: {error}")
     except Exception as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        end(NO_SPACE if full else 1, "the cache is full" if full else f"{type(error).__name__}: {error}")
+        end(*judged(error, ", ".join(asked)))
 
 main(*sys.argv[1:])
 """

@@ -86,6 +86,8 @@ def checked_template(model: VLLMModel, settings: Settings, facts: Facts) -> tupl
         default_image="" if spec.image else image,
         has_template=bool(patch),
         trusts_remote_code=spec.engine.trust_remote_code,
+        extra_args=tuple(spec.engine.extra_args),
+        env=tuple(item.name for item in spec.engine.env),
     )
     if problems := tuple(policy_problems(review)):
         raise SpecError(problems)
