@@ -1,8 +1,8 @@
-"""Large bodies together (limits.heldBytes): what they may take of the memory that carries the streams.
+"""Large requests and answers together (limits.heldBytes): what they may take of the memory of the streams.
 
 Proves: where there is no room a large request gets a 503 with Retry-After while small ones are served; room
 is counted as bodies come, and comes back when an engine has answered, when a caller leaves and when a body is
-refused; and a stream that has begun holds no body, by the size of the process.
+refused; whole answers take room as well; and a stream that has begun holds no body, by the process's size.
 """
 
 from __future__ import annotations
@@ -55,6 +55,19 @@ async def test_a_body_is_counted_as_it_comes_and_given_back_if_it_never_does(gat
             is_full(await ask(running.port, "/v1/chat/completions", b" " * 500_000))
         await running.settled()
         assert not engine.seen
+
+
+async def test_whole_answers_take_room_too_and_streams_go_on(gateway: Any) -> None:
+    script = fake.in_turn(
+        fake.forever(token("a"), first=[ROLE], every=0.01), fake.answer(200, {"x": "y" * MIB})
+    )
+    async with FakeEngine(script) as engine, gateway(engine, options=HELD) as running:
+        async with await Caller.connect(running.port) as caller:
+            caller.send("/v1/chat/completions", CHAT)
+            await caller.head()
+            is_full(await ask(running.port, "/v1/embeddings", {"model": "m", "input": "x"}))
+            assert await caller.chunk()
+        await running.settled()
 
 
 async def test_a_body_that_is_too_large_gives_back_what_it_took(gateway: Any) -> None:

@@ -113,8 +113,8 @@ class RequestLimits(_Section):
     json_items: int = Field(default=200_000, ge=1000)
     """Strings, arrays and objects in a body: bounds the time that reading it takes (about 0.1 s)."""
     held_bytes: int = Field(default=128 * 1024 * 1024, ge=1024 * 1024)
-    """Bodies of requests together, from their first byte until an engine answers; one more gets a 503. A body
-    may be in memory three times for a moment, so this goes with the memory that the process has.
+    """Bodies of requests until an engine answers, and answers that are no streams, together; one more gets a
+    503. A body may be in memory three times for a moment, so this goes with the memory of the process.
     """
     answer_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
     """The largest answer that is not a stream: it is held until it is whole, so that it is never cut."""

@@ -1,4 +1,4 @@
-"""How much of requests' bodies is in memory at once, all of them together.
+"""How much of requests and whole answers is in memory at once, all of them together.
 
 Each body has its limit, but a thousand of them that wait for an engine would end a process of 512 MiB, and
 with it every stream that it carries. So there is room for so many bytes, and who finds none is asked to come
@@ -23,7 +23,9 @@ class Room:
 
 
 class Held:
-    """What one request holds of the room. A small body costs nothing: the number of requests bounds those."""
+    """What one request holds of the room: its body, then its answer. What is small is not counted: the
+    number of requests bounds that.
+    """
 
     __slots__ = ("_counted", "_room", "_size")
 

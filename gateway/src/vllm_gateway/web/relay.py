@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from vllm_gateway.errors import GatewayError, UpstreamFailure, from_engine, from_failure
 from vllm_gateway.policy.cache import Answer, Recorder
+from vllm_gateway.policy.room import Held
 from vllm_gateway.routing.balance import WELL
 from vllm_gateway.routing.table import Model
 from vllm_gateway.settings import Timeouts
@@ -191,8 +192,9 @@ class Stream:
 class WholeBody:
     """Collects an answer that is no stream. Holding it until it is whole means that it is never cut."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, held: Held) -> None:
         self._left = limit
+        self._held = held
         self._pieces: list[bytes] = []
         self._whole: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
@@ -200,6 +202,11 @@ class WholeBody:
         self._left -= len(payload)
         if self._left < 0:
             self.failed(UpstreamFailure("too_large", "the answer is over limits.answerBytes"))
+            return
+        try:
+            self._held.add(len(payload))
+        except GatewayError as no_room:
+            self._give_up(no_room)
         else:
             self._pieces.append(payload)
 
@@ -210,9 +217,12 @@ class WholeBody:
             self._whole.set_result(b"".join(self._pieces))
 
     def failed(self, failure: UpstreamFailure) -> None:
+        self._give_up(failure)
+
+    def _give_up(self, error: Exception) -> None:
         self._pieces.clear()
         if not self._whole.done():
-            self._whole.set_exception(failure)
+            self._whole.set_exception(error)
 
     async def read(self, upstream: Upstream, seconds: float) -> bytes:
         upstream.connection.start(self)
@@ -320,7 +330,9 @@ class RelayResponse:
 
     async def _read(self, upstream: Upstream, limit: int) -> bytes:
         try:
-            return await WholeBody(limit).read(upstream, self.services.settings.timeouts.unary)
+            return await WholeBody(limit, self.exchange.body_held).read(
+                upstream, self.services.settings.timeouts.unary
+            )
         except UpstreamFailure as failure:
             upstream.outcome = failure.reason
             self.services.metrics.upstream_error(upstream.model.key, failure.reason)
