@@ -17,13 +17,19 @@ from access import Access
 from figures import Idle, Lap, Phase, Restart, Singles, Spent
 from flows import Client, writes
 from observer import Observer, Seen
-from programs import Program
+from programs import BenchError, Program
 from subjects import NAMESPACE, Subject
 from writer import writer
 
 from vllm_operator.kinds import DEPLOYMENTS, PODS, SERVICES, Body, Kind, ObjectKey
 
 CHILDREN = (SERVICES, DEPLOYMENTS)
+# What the garbage collector still deletes when those are gone: it would slow the next lap down.
+LEFTOVERS = (
+    Kind("apps/v1", "ReplicaSet", "replicasets", metadata_only=True),
+    Kind("discovery.k8s.io/v1", "EndpointSlice", "endpointslices", metadata_only=True),
+    Kind("v1", "Endpoints", "endpoints", metadata_only=True),
+)
 SETTLE_SECONDS = 3.0  # after the last model is ready, for what trails behind
 LIMIT_SECONDS = 1800.0
 
@@ -66,6 +72,16 @@ class Track:
             return not any(self.observer.seen.values())
 
         await self.observer.until(holds, "everything is deleted", LIMIT_SECONDS)
+
+    async def until_settled(self) -> None:
+        """Nothing of the lap before is left."""
+        for kind in LEFTOVERS:
+            for _ in range(int(LIMIT_SECONDS)):
+                if not (await self.access.cluster.list(kind, NAMESPACE)).items:
+                    break
+                await asyncio.sleep(1)
+            else:
+                raise BenchError(f"{kind.plural} of the lap before stay")
 
     def generations(self, kind: Kind) -> dict[str, int]:
         return {name: seen.generation for name, seen in self.observer.seen[kind].items()}
@@ -155,7 +171,9 @@ async def delete_models(track: Track, subject: Subject, program: Program) -> Pha
         await ready.go()
         await track.until_empty()
         seconds = time.monotonic() - started
-    return Phase(seconds, seconds, await meter.spent())
+    spent = await meter.spent()
+    await track.until_settled()
+    return Phase(seconds, seconds, spent)
 
 
 async def bare_lap(track: Track, subject: Subject, count: int, *, edits: bool) -> Lap:
@@ -213,6 +231,7 @@ async def _delete_bare(track: Track, bodies: list[Body], count: int) -> Phase:
         await ready.go()
         await track.until_empty()
         seconds = time.monotonic() - started
+    await track.until_settled()
     return Phase(seconds, seconds)
 
 

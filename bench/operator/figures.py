@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from flows import children_writes, per_model, writes
 
-START, END = "<!-- bench/operator: begin -->", "<!-- bench/operator: end -->"
+START, END = "<!-- bench/operator{}: begin -->", "<!-- bench/operator{}: end -->"
 CHILDREN_PER_MODEL = 2  # Deployment and Service
 
 
@@ -224,10 +224,11 @@ def bound_table(found: Sequence[Bound]) -> str:
     return table(["bound", "measured", ""], rows)
 
 
-def between_markers(document: str, text: str) -> str:
-    """The document with `text` in place of what stood between the markers; ValueError without them."""
-    before, start, rest = document.partition(START)
-    _, end, after = rest.partition(END)
+def between_markers(document: str, text: str, variant: str = "") -> str:
+    """The document with `text` between the variant's markers; ValueError without them."""
+    begin, finish = START.format(variant), END.format(variant)
+    before, start, rest = document.partition(begin)
+    _, end, after = rest.partition(finish)
     if not (start and end):
-        raise ValueError(f"no {START} … {END} in it")
-    return f"{before}{START}\n\n{text.strip()}\n\n{END}{after}"
+        raise ValueError(f"no {begin} … {finish} in it")
+    return f"{before}{begin}\n\n{text.strip()}\n\n{finish}{after}"

@@ -158,12 +158,15 @@ def test_a_bound_is_told_as_ok_or_missed() -> None:
 
 
 def test_text_goes_between_the_markers() -> None:
-    document = f"before\n{START}\nold\n{END}\nafter\n"
+    start, end = START.format(""), END.format("")
+    other = f"{START.format(' QPS')}\nother\n{END.format(' QPS')}\n"
+    document = f"before\n{other}{start}\nold\n{end}\nafter\n"
     once = between_markers(document, "new\n")
-    assert once == f"before\n{START}\n\nnew\n\n{END}\nafter\n"
+    assert once == f"before\n{other}{start}\n\nnew\n\n{end}\nafter\n"
     assert between_markers(once, "new\n") == once
+    assert between_markers(once, "n", " QPS") == once.replace("\nother\n", "\n\nn\n\n")
     with pytest.raises(ValueError, match="bench/operator"):
-        between_markers(f"{START} and no end", "new")
+        between_markers(f"{START.format('')} and no end", "new")
 
 
 @pytest.mark.parametrize(

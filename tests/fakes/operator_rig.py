@@ -18,6 +18,7 @@ from vllm_operator.clock import SystemClock
 from vllm_operator.cluster import Cluster
 from vllm_operator.events import Recorder
 from vllm_operator.names import ModelKey
+from vllm_operator.pacing import Pacing
 from vllm_operator.reconcile import Reconciler
 from vllm_operator.settings import Settings
 from vllm_operator.world import World
@@ -32,6 +33,9 @@ class MovableClock(SystemClock):
 
     ahead = 0.0
 
+    def monotonic(self) -> float:
+        return super().monotonic() + self.ahead
+
     def now(self) -> datetime.datetime:
         return super().now() + datetime.timedelta(seconds=self.ahead)
 
@@ -39,7 +43,7 @@ class MovableClock(SystemClock):
 class Rig:
     """A reconciler over real tables of the fake API server, called by hand."""
 
-    def __init__(self, api: KubeApi, client: ApiClient, settings: Settings) -> None:
+    def __init__(self, api: KubeApi, client: ApiClient, settings: Settings, hold_seconds: float) -> None:
         self.api = api
         self.results: list[str] = []
         self.reasons: list[str] = []
@@ -61,6 +65,7 @@ class Rig:
             self,
             lambda _meta: self.engine_key,
             others_wait=lambda: self.crowded,
+            pacing=Pacing(self.clock, hold_seconds),
         )
 
     def reconciled(self, result: str, reason: str, seconds: float) -> None:
@@ -178,13 +183,15 @@ class Rig:
 
 @asynccontextmanager
 async def make_rig(
-    api: KubeApi, settings: Settings, *, wait_for_surroundings: bool = True
+    api: KubeApi, settings: Settings, *, wait_for_surroundings: bool = True, hold_seconds: float = 0
 ) -> AsyncIterator[Rig]:
-    """As an operator that has just started: its tables are filled, nothing else is known."""
+    """As an operator that has just started: its tables are filled, nothing else is known. Every status is
+    written at once unless `hold_seconds` says otherwise (test_pacing).
+    """
     configuration = Configuration()
     configuration.host = api.url
     async with ApiClient(configuration) as client:
-        rig = Rig(api, client, settings)
+        rig = Rig(api, client, settings, hold_seconds)
         task = asyncio.create_task(rig.world.run())
         await rig.world.synced()
         if wait_for_surroundings:

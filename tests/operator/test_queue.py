@@ -2,7 +2,9 @@
 
 Proves: one worker per key; doubles fold; a key added during its work runs once more; other keys go on
 meanwhile; the limit of concurrent work; growing, capped waits without end after failures, reset by a
-success; Retry-After; later appointments, of which the earliest stands; cancellation ends the work that runs.
+success; Retry-After; later appointments, of which the earliest stands; cancellation ends the work that runs;
+keys with precedence go first, also those that get it while they wait, and the others keep their share of
+turns.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from fake_clock import FakeClock, settle
 
 from vllm_operator.backoff import Backoff
 from vllm_operator.errors import Unavailable
-from vllm_operator.queue import Queue
+from vllm_operator.queue import SHARE, Line, Queue
 
 
 class Steady(Backoff):
@@ -181,3 +183,43 @@ async def test_cancelling_ends_the_work_that_runs(clock: FakeClock) -> None:
         await settle()
         assert worker.running == {"a"}
     assert worker.running == set()
+
+
+def test_precedence_goes_first_and_the_others_keep_their_share() -> None:
+    line: Line[str] = Line(lambda key: key.startswith("new"))
+    for number in range(3 * SHARE):
+        line.add(f"old{number}")
+        line.add(f"new{number}")
+    assert (len(line), line.first) == (6 * SHARE, 3 * SHARE)
+    turns = [line.take() for _ in range(len(line))]
+    assert turns[: SHARE + 1] == [*(f"new{number}" for number in range(SHARE - 1)), "old0", f"new{SHARE - 1}"]
+    assert [key for key in turns if key.startswith("old")] == [f"old{number}" for number in range(3 * SHARE)]
+    last = turns.index(f"new{3 * SHARE - 1}")
+    assert sum(key.startswith("old") for key in turns[:last]) == 3 * SHARE // (SHARE - 1)
+
+
+def test_precedence_that_comes_later_counts_and_stays() -> None:
+    urgent: set[str] = set()
+    line: Line[str] = Line(urgent.__contains__)
+    for key in "abc":
+        line.add(key)
+    urgent.add("c")
+    line.add("c")
+    urgent.clear()
+    line.add("c")
+    assert (len(line), line.first) == (3, 1)
+    assert [line.take() for _ in range(3)] == ["c", "a", "b"]
+    assert (len(line), line.first) == (0, 0)
+
+
+async def test_work_is_done_in_order_of_precedence(clock: FakeClock) -> None:
+    worker = Worker()
+    queue: Queue[str] = Queue(worker, clock, concurrency=1, precedes=str.isupper)
+    for key in "abCD":
+        queue.add(key)
+    assert queue.preceding == 2
+    task = asyncio.create_task(queue.run())
+    await settle()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert worker.started == ["C", "D", "a", "b"]

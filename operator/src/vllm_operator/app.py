@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -95,10 +96,13 @@ class Operator:
             self._clock,
             self.metrics,
             self._keys.of,
-            lambda: queue.waiting > 0,
+            lambda: queue.preceding > 0,
         )
         queue: Queue[ModelKey] = Queue(
-            reconciler, self._clock, concurrency=self._settings.max_concurrent_reconciles
+            reconciler,
+            self._clock,
+            concurrency=self._settings.max_concurrent_reconciles,
+            precedes=world.lacks_workload,
         )
         self._world = world
         world.enqueue = queue.add
@@ -189,6 +193,8 @@ async def run_operator(settings: Settings) -> None:
     """Runs one replica until SIGTERM or SIGINT."""
     # Otherwise each counter has a second series, which no dashboard reads.
     disable_created_metrics()  # type: ignore[no-untyped-call]
+    gc.collect()
+    gc.freeze()  # modules and classes stay: looking through them again took a fifth of a render's time
     namespace = os.environ.get("POD_NAMESPACE", "default")
     identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{uuid.uuid4().hex[:8]}"
     async with await connect() as client:

@@ -83,7 +83,7 @@ class Children:
         wanted = list(manifests)
         changes = self._changes(owner, wanted)
         if not alive and any(change.live is None for change in changes):
-            await self._ensure_alive(owner)
+            await self.ensure_alive(owner)
         await self._ask_first(changes)
         repaired = [text for change in changes if (text := await self._bring_one(owner, change))]
         await self._prune(owner, {(child_kind(body), key_of(body)) for body in (*wanted, *kept)})
@@ -130,7 +130,9 @@ class Children:
                 raise MissingApi(change.kind.kind) from error
             raise
 
-    async def ensure_engine_key(self, owner: Metadata, secret: Body, workload: Body | None) -> bool:
+    async def ensure_engine_key(
+        self, owner: Metadata, secret: Body, workload: Body | None, *, alive: bool = False
+    ) -> bool:
         """Makes the Secret where nothing says that it is there: the operator may create Secrets, but not read
         any. It is there if the live workload refers to it and no pod misses it.
 
@@ -140,13 +142,14 @@ class Children:
         pods = self._world.pods(owner.key, owner.uid)
         if workload is not None and refers_to(workload, name) and not any(misses(pod, name) for pod in pods):
             return False
-        await self._ensure_alive(owner)
+        if not alive:
+            await self.ensure_alive(owner)
         with contextlib.suppress(Conflict):
             await self._api.create(SECRETS, secret)
             log.info("created", extra={"model": str(owner.key), "kind": SECRETS.kind})
         return True
 
-    async def _ensure_alive(self, owner: Metadata) -> None:
+    async def ensure_alive(self, owner: Metadata) -> None:
         """A child of a model that is gone would be collected and, seen to vanish, made again for ever."""
         try:
             live = await self._api.get(MODELS, ObjectKey(*owner.key))

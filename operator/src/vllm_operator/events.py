@@ -26,7 +26,7 @@ _GOOD = {
     Reason.UPGRADE_PENDING,
 }
 REPEAT_AFTER = datetime.timedelta(minutes=10)
-_PASSING = {
+PASSING = {
     Reason.STARTING,
     Reason.PULLING,
     Reason.DOWNLOADING,
@@ -52,7 +52,7 @@ def transitions(before: Status, after: Status) -> Iterator[Event]:
             continue
         reason = Reason(new.reason)
         told = kind != "Ready" and after_ready_tells(after, reason)
-        routine = reason in _PASSING or (kind != "Ready" and reason in _GOOD)
+        routine = reason in PASSING or (kind != "Ready" and reason in _GOOD)
         if not told and not routine:
             yield Event("Normal" if reason in _GOOD else "Warning", reason.value, new.message)
 

@@ -1,7 +1,8 @@
 """Which model is worked on when: one reconcile per key at a time, doubles folded, failures retried for ever.
 
 A key that is added while it is worked on is worked on once more afterwards. A reconcile that raises is tried
-again after a growing, capped wait; one that returns seconds is called again after them.
+again after a growing, capped wait; one that returns seconds is called again after them. Keys for which people
+wait most go before the others, which keep a share of the turns.
 """
 
 from __future__ import annotations
@@ -20,17 +21,61 @@ K = TypeVar("K", bound=Hashable)
 log = logging.getLogger(__name__)
 
 Work = Callable[[K], Awaitable[float | None]]
+SHARE = 16  # one turn in so many is for those without precedence, while there are others
+
+
+class Line(Generic[K]):
+    """Who waits, each key once and in order of arrival. `precedes` is asked when a key comes; without
+    precedence a key waits for longer, but never for ever.
+    """
+
+    def __init__(self, precedes: Callable[[K], bool]) -> None:
+        self.precedes = precedes
+        self._first: dict[K, None] = {}
+        self._rest: dict[K, None] = {}
+        self._turns = 0
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._rest)
+
+    @property
+    def first(self) -> int:
+        """How many have precedence."""
+        return len(self._first)
+
+    def add(self, key: K) -> None:
+        if self.precedes(key):
+            self._rest.pop(key, None)
+            self._first[key] = None
+        elif key not in self._first:
+            self._rest[key] = None
+
+    def take(self) -> K:
+        """Whose turn it is; somebody must wait."""
+        if self._first and self._rest:
+            self._turns += 1
+        shared = self._rest and self._turns % SHARE == 0
+        chosen = self._first if self._first and not shared else self._rest
+        key = next(iter(chosen))
+        del chosen[key]
+        return key
 
 
 class Queue(Generic[K]):
     """`work(key)` returns the seconds after which it wants to be called again, or None."""
 
     def __init__(
-        self, work: Work[K], clock: Clock, *, concurrency: int = 8, backoff: Backoff | None = None
+        self,
+        work: Work[K],
+        clock: Clock,
+        *,
+        concurrency: int = 8,
+        backoff: Backoff | None = None,
+        precedes: Callable[[K], bool] = lambda _key: False,
     ) -> None:
         self._work, self._clock, self._concurrency = work, clock, concurrency
         self._backoff = backoff or Backoff(first=0.2, cap=60)
-        self._ready: dict[K, None] = {}  # in order of arrival
+        self._ready = Line(precedes)
         self._running: dict[asyncio.Task[None], K] = {}
         self._again: set[K] = set()
         self._due: dict[K, float] = {}  # the earliest time that a key waits for
@@ -44,15 +89,15 @@ class Queue(Generic[K]):
         return len(self._ready) + len(self._running)
 
     @property
-    def waiting(self) -> int:
-        """Keys whose turn has not come."""
-        return len(self._ready)
+    def preceding(self) -> int:
+        """Keys with precedence that wait, or are worked on and have not lost it yet."""
+        return self._ready.first + sum(map(self._ready.precedes, self._running.values()))
 
     def add(self, key: K) -> None:
         if key in self._running.values():
             self._again.add(key)
         else:
-            self._ready[key] = None
+            self._ready.add(key)
             self._changed.set()
 
     def add_after(self, key: K, seconds: float) -> None:
@@ -87,8 +132,7 @@ class Queue(Generic[K]):
 
     def _start(self) -> None:
         while self._ready and len(self._running) < self._concurrency:
-            key = next(iter(self._ready))
-            del self._ready[key]
+            key = self._ready.take()
             task = asyncio.create_task(self._attempt(key), name=f"reconcile {key}")
             self._running[task] = key
             task.add_done_callback(self._finished)
@@ -97,7 +141,7 @@ class Queue(Generic[K]):
         key = self._running.pop(task)
         if key in self._again:
             self._again.discard(key)
-            self._ready[key] = None
+            self._ready.add(key)
         self._changed.set()
 
     async def _wait(self) -> None:

@@ -34,6 +34,7 @@ from vllm_operator.kinds import MODELS, Body, key_of
 from vllm_operator.names import ModelKey
 from vllm_operator.observe import Refusal, Snapshot, observe, observe_refused, seconds_until_stalled
 from vllm_operator.observe.engine_log import scrub
+from vllm_operator.pacing import Pacing
 from vllm_operator.render import engine_key_manifest, held_back, pod_template_of, render
 from vllm_operator.render.facts import Facts
 from vllm_operator.render.groups import WORKLOADS
@@ -73,7 +74,7 @@ class Telemetry(Protocol):
 
 class Reconciler:
     """`engine_key` gives a model's key, empty where engines ask for none. `others_wait` says whether other
-    models have not had their turn.
+    models wait for their pods.
     """
 
     def __init__(
@@ -86,11 +87,13 @@ class Reconciler:
         telemetry: Telemetry,
         engine_key: Callable[[Metadata], str] = lambda _meta: "",
         others_wait: Callable[[], bool] = lambda: False,
+        pacing: Pacing | None = None,
     ) -> None:
         self._api, self._world, self._settings = api, world, settings
         self._children, self._survey = Children(api, world), Survey(world, settings, engine_key)
         self._engine_key, self._others_wait = engine_key, others_wait
         self._recorder, self._clock, self._telemetry = recorder, clock, telemetry
+        self._pacing = pacing or Pacing(clock)
 
     async def __call__(self, key: ModelKey) -> float | None:
         """Returns the seconds after which to look again without an event. Raises what is to be retried."""
@@ -107,23 +110,29 @@ class Reconciler:
     async def _reconcile(self, key: ModelKey) -> Outcome:
         body = self._world.fleet.models.get(key)
         if body is None or "deletionTimestamp" in body["metadata"]:
-            self._world.upgrades.forget(key)
-            return Outcome("gone")
-        meta, before = identify(body), previous_status(body)
+            return self._gone(key)
+        meta = identify(body)
+        try:
+            return await self._work_on(meta, body)
+        except ModelGone:
+            for concerned in self._world.fleet.remove(key, meta.uid) - {key}:
+                self._world.enqueue(concerned)  # a short name may have become free
+            return self._gone(key)
+        finally:
+            self._world.upgrades.leave(key)
+
+    def _gone(self, key: ModelKey) -> Outcome:
+        self._world.upgrades.forget(key)
+        self._pacing.forget(key)
+        return Outcome("gone")
+
+    async def _work_on(self, meta: Metadata, body: Body) -> Outcome:
         try:
             model = parse(body, self._settings.profiles)
             plan = self._plan(model)
         except SpecError as error:
-            return await self._refuse(meta, before, Refusal(Reason.INVALID_SPEC, str(error)))
-        try:
-            return await self._bring(model, plan)
-        except ModelGone:
-            self._world.upgrades.forget(key)
-            for concerned in self._world.fleet.remove(key, meta.uid) - {key}:
-                self._world.enqueue(concerned)  # a short name may have become free
-            return Outcome("gone")
-        finally:
-            self._world.upgrades.leave(key)
+            return await self._refuse(meta, previous_status(body), Refusal(Reason.INVALID_SPEC, str(error)))
+        return await self._bring(model, plan)
 
     async def _refuse(self, meta: Metadata, before: Status, refusal: Refusal) -> Outcome:
         self._world.upgrades.forget(meta.key)
@@ -139,7 +148,9 @@ class Reconciler:
         try:
             if not model.paused:
                 before = self._survey.workload(model)
-                alive = await self._ensure_engine_key(model, plan)
+                # Of a new one the watch has told, and the first write of its status says if it is gone since.
+                alive = not model.status.observed_generation
+                alive = await self._ensure_engine_key(model, plan, alive=alive) or alive
                 kept = (*plan.waiting, *plan.held, *self._survey.outgoing(model, plan))
                 repaired = await self._children.bring(meta, plan.wanted, kept, alive=alive)
                 await self._tell_repairs(meta, repaired)
@@ -151,13 +162,23 @@ class Reconciler:
         snapshot = self._survey.snapshot(model, plan, refusal or self._name_conflict(meta.key))
         now = self._clock.now()
         status = observe(model, snapshot, now)
-        await self._write(meta, model.status, status)
+        held = await self._tell(meta, model.status, status)
         if refusal is not None:
-            return Outcome("refused", refusal.reason, REFUSED_RETRY_SECONDS)
-        due = [seconds_until_stalled(model, snapshot, now), plan.trial.again]
+            return Outcome("refused", refusal.reason, held or REFUSED_RETRY_SECONDS)
+        due = [held, seconds_until_stalled(model, snapshot, now), plan.trial.again]
         again = min((seconds for seconds in due if seconds is not None), default=None)
         ready = status.condition("Ready")
         return Outcome("ok", ready.reason if ready is not None else "", again)
+
+    async def _tell(self, meta: Metadata, before: Status, after: Status) -> float | None:
+        """Writes the status, or returns the seconds for which that may wait; what is to be told then, the
+        tables say then.
+        """
+        if held := self._pacing.hold(meta.key, before, after):
+            return held
+        await self._write(meta, before, after)
+        self._pacing.forget(meta.key)
+        return None
 
     async def _warn(self, model: VLLMModel, plan: Plan) -> VLLMModel:
         """Before the pods that serve are ended: who looks shall know what is about to happen, and why.
@@ -194,14 +215,14 @@ class Reconciler:
         plan = Plan(*split(rest, waits=waits), facts, trial, tuple(held))
         return scaled(plan, self._survey.workload(model))
 
-    async def _ensure_engine_key(self, model: VLLMModel, plan: Plan) -> bool:
+    async def _ensure_engine_key(self, model: VLLMModel, plan: Plan, *, alive: bool) -> bool:
         """Where the pods that are to run now refer to it; others have that of their own revision."""
         if not (key := self._engine_key(model.metadata)):
             return False
         secret, live = engine_key_manifest(model, key), self._survey.workload(model)
         runs = plan.workload if plan.workload in plan.wanted else live
         if runs is not None and refers_to(runs, key_of(secret).name):
-            return await self._children.ensure_engine_key(model.metadata, secret, live)
+            return await self._children.ensure_engine_key(model.metadata, secret, live, alive=alive)
         return False
 
     async def _tell_repairs(self, meta: Metadata, repaired: tuple[str, ...]) -> None:
@@ -220,7 +241,7 @@ class Reconciler:
         return Refusal(Reason.NAME_CONFLICT, f"{'; '.join(denied)}. {instead}")
 
     async def _write(self, meta: Metadata, before: Status, after: Status) -> Status:
-        """Only when something in it changes. A model that is gone needs no status. Returns what stands."""
+        """Only when something in it changes. Returns what stands; raises ModelGone."""
         if after == before:
             return before
         status = after.model_dump(by_alias=True, mode="json")
@@ -232,8 +253,11 @@ class Reconciler:
         }
         try:
             written = await self._api.apply(MODELS, body, uid=meta.uid, subresource="status")
-        except (NotFound, Conflict):
-            return before
+        except NotFound as error:
+            raise ModelGone(meta.key) from error
+        except Conflict:
+            await self._children.ensure_alive(meta)  # it is another one of this name, or too much goes on
+            raise
         for concerned in (self._world.fleet.put(written) or set()) - {meta.key}:
             self._world.enqueue(concerned)  # a short name may have become free
         if (waited := seconds_to_ready(before, after)) is not None:

@@ -18,6 +18,7 @@ from vllm_operator.inventory import NodeLedger, slim_node, slim_pod
 from vllm_operator.kinds import (
     CHILDREN,
     DEPLOYMENTS,
+    GROUPS,
     JOBS,
     NODES,
     PODS,
@@ -97,6 +98,15 @@ class World:
 
     def child(self, kind: Kind, key: ObjectKey) -> Body | None:
         return self._table(kind, key.namespace).table.get(key)
+
+    def lacks_workload(self, key: ModelKey) -> bool:
+        """Whether the model is there, and nothing that makes pods for it."""
+        namespace, name = key
+        return (
+            key in self.fleet.models
+            and self.child(DEPLOYMENTS, ObjectKey(namespace, names.engine_name(name))) is None
+            and self.child(GROUPS, ObjectKey(namespace, names.group_name(name))) is None
+        )
 
     def note(self, kind: Kind, body: Body) -> None:
         """What a write of ours answered."""
