@@ -343,6 +343,9 @@ def controller_manager_arguments(layout: Layout, qps: int | None) -> list[str]:
         "--use-service-account-credentials=true",
         f"--flex-volume-plugin-dir={layout.state}/volume-plugins",
         "--leader-elect=false",
+        # By default 50 s: after a longer outage of the API server, or of a starved kubelet, the only node is
+        # marked NotReady, and Services refuse connections until it has reported.
+        "--node-monitor-grace-period=5m",
         *rate,
     ]
 
