@@ -1,7 +1,7 @@
 """What relaying streams costs: this gateway beside nginx, vllm-router and no proxy at all, in one run.
 
     make bench                                   # everything, 3 rounds: about 12 minutes
-    .venv/bin/python bench/gateway --short       # the cost alone, 1 round: half a minute
+    .venv/bin/python bench/gateway --short       # the cost alone, 1 round: two minutes
     .venv/bin/python bench/gateway --write       # and the table and the plot into docs/
     .venv/bin/python bench/gateway --python /usr/bin/python3    # the gateway by another interpreter
 
