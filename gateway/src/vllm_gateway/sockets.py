@@ -1,4 +1,4 @@
-"""Sockets that are bound before anybody listens on them: a taken port is one clear line, early."""
+"""Sockets: bound before anybody listens, so that a taken port is one clear line; given up when unheard."""
 
 from __future__ import annotations
 
@@ -29,3 +29,9 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
 def port_of(sock: socket.socket) -> int:
     port: int = sock.getsockname()[1]
     return port
+
+
+def give_up_unheard(sock: socket.socket, seconds: float) -> None:
+    """Lets the kernel end a connection whose peer acknowledges nothing for so long (RFC 5482)."""
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))

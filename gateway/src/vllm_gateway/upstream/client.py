@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import ssl
 from collections import deque
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from typing import Protocol
 
 from vllm_gateway.errors import UpstreamFailure
 from vllm_gateway.routing.table import Endpoint
+from vllm_gateway.sockets import give_up_unheard
 from vllm_gateway.upstream.http1 import MAX_HEAD_BYTES, Body, ChunkedBody, EofBody, Head, parse_head
 
 _MAX_EARLY = 256 * 1024
@@ -311,7 +311,7 @@ class Client:
             raise UpstreamFailure("connect_timeout", where, retryable=True) from error
         except (OSError, ssl.SSLError) as error:
             raise UpstreamFailure("connect", f"{where}: {error}", retryable=True) from error
-        _notice_dead_host(transport.get_extra_info("socket"), self._unheard)
+        give_up_unheard(transport.get_extra_info("socket"), self._unheard)
         return connection
 
     def _context(self, endpoint: Endpoint) -> ssl.SSLContext | None:
@@ -339,9 +339,3 @@ class Client:
                 del self._idle[endpoint]
         again = bool(self._idle)
         self._sweep = loop.call_later(self._keep_alive / 2, self._close_old) if again else None
-
-
-def _notice_dead_host(sock: socket.socket, seconds: float) -> None:
-    """Lets the kernel end a connection whose peer acknowledges nothing any more (RFC 5482)."""
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))

@@ -30,8 +30,8 @@ class Disconnected(Exception):
 class Exchange:
     """A request with its channel. `status`, `model` and `outcome` are what the metrics and the log say.
 
-    `caller` and `held` are those of `Visit`, `body_held` is what its body takes of the gateway's room;
-    `error_event` is how to end a stream that was begun before an engine answered.
+    `caller` and `held` are those of `Visit`, `body_held` is what its body, then its answer, takes of the
+    gateway's room; `error_event` is how to end a stream that was begun before an engine answered.
     """
 
     def __init__(

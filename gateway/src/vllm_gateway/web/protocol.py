@@ -25,6 +25,7 @@ from uvicorn.server import ServerState
 
 from vllm_gateway.errors import GatewayError, openai_body
 from vllm_gateway.settings import RequestLimits
+from vllm_gateway.sockets import give_up_unheard
 from vllm_gateway.web.stall import StallWatch, unread_bytes
 
 _LOG = logging.getLogger("uvicorn.error")
@@ -281,7 +282,6 @@ def notice_dead_peers(sock: socket.socket, write_stall: float) -> None:
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(write_stall * 1000))
+    give_up_unheard(sock, write_stall)
     if hasattr(socket, "TCP_KEEPIDLE"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(write_stall / 2)))
