@@ -157,11 +157,14 @@ class ApiProxy:
     # Serving
 
     def _now(self, act: Callable[[], None]) -> None:
-        """In the proxy's thread, where `script` and `answered` are called: at once."""
+        """In the proxy's thread, where `script` and `answered` are called; it is done when this returns."""
         if threading.current_thread() is self._thread:
             act()
-        else:
-            self._loop.call_soon_threadsafe(act)
+            return
+        done = threading.Event()
+        self._loop.call_soon_threadsafe(act)
+        self._loop.call_soon_threadsafe(done.set)  # in order
+        assert done.wait(PATIENCE_SECONDS), "the proxy does not listen"
 
     def _abort_all(self) -> None:
         for transport in self._connections:
