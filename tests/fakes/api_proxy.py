@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -108,10 +109,14 @@ class ApiProxy:
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
         await runner.setup()
         async with self.open_session() as self._session:
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            self._port = runner.addresses[0][1]
+            listening = socket.create_server(("127.0.0.1", 0), backlog=128)
+            self._port = listening.getsockname()[1]
+            await web.SockSite(runner, listening).start()
             self._ready.set()
             await self._ended.wait()
+            self._loop.remove_reader(listening)
+            for _ in range(3):  # turns for who was accepted last: asyncio would lose them with the server
+                await asyncio.sleep(0)
             self._abort_all()
             await runner.cleanup()
             if self._session.connector is not None:
@@ -198,8 +203,8 @@ class ApiProxy:
             self.answered(call)
             response = web.StreamResponse(status=upstream.status)
             response.content_type = upstream.content_type
-            await response.prepare(request)
             try:
+                await response.prepare(request)
                 async for piece in upstream.content.iter_any():
                     await self._joined.wait()
                     await response.write(piece)
