@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
 from kubernetes.aio import config as kube_config
 from kubernetes.aio.client import ApiClient, Configuration
 
@@ -274,10 +275,14 @@ def _status_of(raw: bytes) -> dict[str, Any]:
 
 @contextlib.asynccontextmanager
 async def _reachable(count_error: Callable[[int], None] = lambda _code: None) -> AsyncIterator[None]:
-    """Turns what the transport raises into Unavailable."""
+    """Turns what the transport raises into Unavailable.
+
+    A TimeoutError is an OSError. HttpProcessingError is aiohttp's for an event of a watch that is longer than
+    its buffer: a large object, which anybody may make, must not end the operator.
+    """
     try:
         yield
-    except (aiohttp.ClientError, OSError, ValueError) as error:  # a TimeoutError is an OSError
+    except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
         count_error(0)
         what = clip(str(error) or type(error).__name__, 256)
         raise Unavailable(0, "Unreachable", f"the API server cannot be reached: {what}") from error
