@@ -14,7 +14,7 @@ from kubernetes.aio.client import ApiClient
 from prometheus_client import disable_created_metrics
 
 from vllm_operator import __version__
-from vllm_operator.backoff import Backoff
+from vllm_operator.backoff import Backoff, Restarts
 from vllm_operator.clock import Clock, SystemClock
 from vllm_operator.cluster import Cluster, connect
 from vllm_operator.engine_keys import EngineKeys
@@ -128,12 +128,14 @@ class Operator:
         watch = ModelWatch(
             heard, lambda: connection_info(self._client.configuration), self._settings.watch_namespaces
         )
-        for pause in Backoff(first=0.5, cap=15):
+        restarts = Restarts(Backoff(first=0.5, cap=15))
+        while True:
+            began = self._clock.monotonic()
             try:
                 await watch.run()
             except RuntimeError as error:
                 log.warning("watch restarts", extra={"kind": MODELS.kind, "error": str(error)})
-            await self._clock.sleep(pause)
+            await self._clock.sleep(restarts.pause(self._clock.monotonic() - began))
             await self._list_models(world, queue)
 
     async def _resync(self, world: World, queue: Queue[ModelKey]) -> None:
