@@ -154,13 +154,14 @@ async def test_a_deletion_that_was_missed_is_healed(api: KubeApi) -> None:
         )
 
 
-async def test_a_crd_that_comes_late_is_waited_for(api: KubeApi) -> None:
+async def test_a_crd_that_comes_late_is_waited_for(api: KubeApi, caplog: pytest.LogCaptureFixture) -> None:
     missing = api.fault(
         "GET", "/vllmmodels", 404, message="the server could not find the requested resource", times=9999
     )
     async with operator(api) as made:
         await asyncio.sleep(0.3)
         assert made.ready() == "the tables are not complete yet"
+        await eventually(lambda: "is the chart's definition" in str([vars(item) for item in caplog.records]))
         missing.times = 0
         api.create(VLLM_MODELS, "ns", model_body())
         await eventually(lambda: reason(api), "the model is served")
