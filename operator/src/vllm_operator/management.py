@@ -33,7 +33,9 @@ async def serve(
         try:
             await web.TCPSite(runner, host or None, port).start()
         except OSError as error:
-            raise SettingsError(f"managementPort: cannot listen on {host}:{port}: {error.strerror}") from error
+            raise SettingsError(
+                f"managementPort: cannot listen on {host}:{port}: {error.strerror}"
+            ) from error
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()
