@@ -63,8 +63,9 @@ def acknowledge_less(sock: socket.socket) -> None:
     """Has the kernel acknowledge every second small read, instead of each one as it is read.
 
     An event is a segment of its own, and reading one from a connection that only receives sends an
-    acknowledgement, in the reader's time (tcp(7), TCP_QUICKACK; Linux, tcp_cleanup_rbuf). Where events are
-    further apart than the delay for them, 40 ms, the kernel goes back to that by itself.
+    acknowledgement, in the reader's time (tcp(7), TCP_QUICKACK; Linux, tcp_cleanup_rbuf). Where one is kept
+    waiting for 40 ms the kernel goes back to that by itself: so with events that are further apart, and once,
+    with that pause, with an engine that holds back small writes (Nagle's algorithm; vLLM does not).
     """
     if hasattr(socket, "TCP_QUICKACK"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
