@@ -31,6 +31,7 @@ LEFTOVERS = (
     Kind("v1", "Endpoints", "endpoints", metadata_only=True),
 )
 SETTLE_SECONDS = 3.0  # after the last model is ready, for what trails behind
+QUIET_SECONDS = 10.0  # without a change the cluster has nothing left to do
 LIMIT_SECONDS = 1800.0
 
 
@@ -82,6 +83,14 @@ class Track:
                 await asyncio.sleep(1)
             else:
                 raise BenchError(f"{kind.plural} of the lap before stay")
+
+    async def until_quiet(self) -> None:
+        """The controllers, which have limits, have told all that they had to tell."""
+
+        def holds() -> bool:
+            return time.monotonic() - self.observer.last_change > QUIET_SECONDS
+
+        await self.observer.until(holds, "nothing changes any more", LIMIT_SECONDS)
 
     def generations(self, kind: Kind) -> dict[str, int]:
         return {name: seen.generation for name, seen in self.observer.seen[kind].items()}
@@ -267,7 +276,7 @@ async def _repair(track: Track, child: str) -> float:
 
 async def idle(track: Track, subject: Subject, program: Program, seconds: float) -> Idle:
     meter = Meter(track.access, subject.client, program)
-    await asyncio.sleep(SETTLE_SECONDS)
+    await track.until_quiet()
     await meter.start()
     started = time.monotonic()
     await asyncio.sleep(seconds)
