@@ -125,6 +125,12 @@ def is_rolled_out(body: Body) -> bool:
     return bool(current and pods == {wanted})
 
 
+def replicas_ready(body: Body) -> bool:
+    """A Model of KubeAI, which has no conditions: as many pods as its spec wants, and all of them ready."""
+    replicas, wanted = (body.get("status") or {}).get("replicas") or {}, body["spec"].get("replicas", 0)
+    return bool(wanted and replicas.get("all") == replicas.get("ready") == wanted)
+
+
 def model_serves(body: Body) -> bool:
     """A VLLMModel that is Ready with its current spec, and nothing is in progress any more."""
     status = body.get("status") or {}
