@@ -30,6 +30,7 @@ LEFTOVERS = (
     Kind("v1", "Endpoints", "endpoints", metadata_only=True),
 )
 SETTLE_SECONDS = 4.0  # after the last model is ready, for what trails behind: a worker of KubeAI rests for 3
+QUIET_SECONDS = 10.0  # without a change the cluster has nothing left to do
 LIMIT_SECONDS = 1800.0
 
 
@@ -85,6 +86,17 @@ class Track:
     def children_exist(self, kinds: Iterable[Kind], started: float) -> float:
         """Seconds until the last of them was there."""
         return max(seen.first for kind in kinds for seen in self.all(kind)) - started
+
+    async def until_quiet(self, own: Kind) -> None:
+        """The controllers, which have limits, have told all that they had to tell. What an operator writes
+        into its own kind does not count: one writes without end.
+        """
+
+        def holds() -> bool:
+            moments = (moment for kind, moment in self.observer.last_change.items() if kind != own)
+            return time.monotonic() - max(moments) > QUIET_SECONDS
+
+        await self.observer.until(holds, "nothing changes any more", LIMIT_SECONDS)
 
     def generations(self, kind: Kind) -> dict[str, int]:
         return {name: seen.generation for name, seen in self.observer.seen[kind].items()}
@@ -295,7 +307,7 @@ async def _repair(track: Track, workload: Kind) -> float:
 
 async def idle(track: Track, subject: Subject, program: Program, seconds: float) -> Idle:
     meter = Meter(track.access, subject.client, program)
-    await asyncio.sleep(SETTLE_SECONDS)
+    await track.until_quiet(subject.kind)
     await meter.start()
     started = time.monotonic()
     await asyncio.sleep(seconds)

@@ -36,6 +36,8 @@ class Observer:
 
     def __init__(self, cluster: Cluster, namespace: str, kinds: Mapping[Kind, IsReady]) -> None:
         self.seen: dict[Kind, dict[str, Seen]] = {kind: {} for kind in kinds}
+        # also of what `Seen` does not hold
+        self.last_change: dict[Kind, float] = dict.fromkeys(kinds, time.monotonic())
         self._reflectors = [
             Reflector(
                 cluster, kind, SystemClock(), self._noter(kind), namespace=namespace, project=_slim(is_ready)
@@ -73,7 +75,7 @@ class Observer:
         table = self.seen[kind]
 
         def note(old: Body | None, new: Body | None) -> None:
-            now = time.monotonic()
+            self.last_change[kind] = now = time.monotonic()
             if new is None:
                 table.pop(key_of(old or {}).name, None)
                 return

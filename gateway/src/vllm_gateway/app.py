@@ -37,7 +37,7 @@ from vllm_gateway.routing.health import Ejection, Health
 from vllm_gateway.routing.load import Load
 from vllm_gateway.routing.pick import strategies
 from vllm_gateway.settings import Settings
-from vllm_gateway.sockets import bind
+from vllm_gateway.sockets import accept_with_data, bind, notice_dead_peers
 from vllm_gateway.telemetry import AccessLog, Metrics
 from vllm_gateway.tls import certificate_of
 from vllm_gateway.tracing import make_tracing
@@ -48,7 +48,7 @@ from vllm_gateway.web.docs import describe_relayed_routes
 from vllm_gateway.web.edge import Edge
 from vllm_gateway.web.health import Management, health_router, management_server
 from vllm_gateway.web.models import models_router
-from vllm_gateway.web.protocol import notice_dead_peers, protocol_factory
+from vllm_gateway.web.protocol import protocol_factory
 from vllm_gateway.web.services import Lifecycle, Services
 
 _LOG = logging.getLogger("vllm_gateway")
@@ -153,6 +153,7 @@ def make_api(services: Services) -> FastAPI:
         version=__version__,
         summary="Chat streamed from vLLM: a simple API and the OpenAI-compatible one.",
         redoc_url=None,
+        redirect_slashes=False,
     )
     api.include_router(models_router(services))
     api.include_router(health_router(services))
@@ -191,6 +192,7 @@ class Server(uvicorn.Server):
         self.started = True
         for sock in listener.sockets:
             notice_dead_peers(sock, self._write_stall)
+            accept_with_data(sock)
         host, port, *_ = listener.sockets[0].getsockname()
         url = f"{self._scheme}://{f'[{host}]' if ':' in host else host}:{port}"
         _LOG.info("listening", extra={"fields": {"url": url, "source": self._source}})

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 
@@ -21,6 +23,7 @@ from vllm_gateway.discovery.source import TableHolder, stop_tasks
 from vllm_gateway.routing.table import Table
 from vllm_gateway.settings import BadSettings
 
+_LOG = logging.getLogger("vllm_gateway.discovery")
 _MODELS = "/apis/vllm-fleet.dev/v1alpha1{scope}/vllmmodels"
 _SLICES = "/apis/discovery.k8s.io/v1{scope}/endpointslices"
 _OWN_SLICES = {"labelSelector": f"{LABEL_MANAGER}={MANAGER},vllm-fleet.dev/model"}
@@ -51,7 +54,8 @@ class KubeApi:
                 yield json.loads(line)
         except TimeoutError as error:
             raise ApiError(0, f"the Kubernetes API was silent for {_SILENCE:g} s") from error
-        except (OSError, aiohttp.ClientError, ValueError) as error:
+        except (OSError, aiohttp.ClientError, HttpProcessingError, ValueError) as error:
+            # HttpProcessingError: an event that is longer than aiohttp's buffer
             raise ApiError(0, f"the Kubernetes API broke off: {_words(error)}") from error
         finally:
             response.close()
@@ -133,9 +137,15 @@ class KubernetesSource:
             await self._news.wait()
             await asyncio.sleep(_GATHER_SECONDS)  # a rollout changes many objects at once
             self._news.clear()
-            table = self._build()
-            if table != self._holder():
-                self._holder.put(table)
+            try:
+                self._publish()
+            except Exception:  # noqa: BLE001 - the next change is to be tried, or nobody would hear of it
+                _LOG.exception("the table was not changed")
+
+    def _publish(self) -> None:
+        table = self._build()
+        if table != self._holder():
+            self._holder.put(table)
 
     def _build(self) -> Table:
         reflectors = (*self._models, *self._slices)

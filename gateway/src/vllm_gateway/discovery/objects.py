@@ -74,6 +74,7 @@ def _model(body: Json, by_service: dict[tuple[str, str], list[Json]], keys_of: K
         created=_timestamp(metadata.get("creationTimestamp")),
         weight=_DEFAULT_WEIGHT if weight is None else weight,
         limits=_limits(gateway, _mapping(spec.get("autoscaling"))),
+        revision=str(_mapping(status.get("lastServed")).get("template", "")),
         routing=_ROUTINGS.get(str(gateway.get("routing"))),
         adapters=adapters,
         granted_adapters=tuple(name for name in adapters if name in granted),

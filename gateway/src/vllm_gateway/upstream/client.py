@@ -16,7 +16,7 @@ from typing import Protocol
 
 from vllm_gateway.errors import UpstreamFailure
 from vllm_gateway.routing.table import Endpoint
-from vllm_gateway.sockets import give_up_unheard
+from vllm_gateway.sockets import acknowledge_less, give_up_unheard
 from vllm_gateway.upstream.http1 import MAX_HEAD_BYTES, Body, ChunkedBody, EofBody, Head, parse_head
 
 _MAX_EARLY = 256 * 1024
@@ -88,6 +88,8 @@ class Connection(asyncio.Protocol):
     def start(self, sink: Sink, tap: Tap | None = None) -> None:
         """Delivers the body to `sink`, beginning with what has come already; `tap` is asked first."""
         self._sink = sink
+        if tap is not None and self._transport is not None and not self._transport.is_closing():
+            acknowledge_less(self._transport.get_extra_info("socket"))
         if isinstance(self._body, ChunkedBody):
             self._chunks, self._tap = self._body, tap
         early, self._buffer = self._buffer, b""

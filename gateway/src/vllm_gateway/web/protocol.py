@@ -12,7 +12,6 @@ import functools
 import json
 import logging
 import re
-import socket
 from collections import deque
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -25,7 +24,6 @@ from uvicorn.server import ServerState
 
 from vllm_gateway.errors import GatewayError, openai_body
 from vllm_gateway.settings import RequestLimits
-from vllm_gateway.sockets import give_up_unheard
 from vllm_gateway.web.stall import StallWatch, unread_bytes
 
 _LOG = logging.getLogger("uvicorn.error")
@@ -272,16 +270,3 @@ def _response(error: GatewayError) -> bytes:
     body = json.dumps(openai_body(error)).encode()
     head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
     return STATUS_LINE[error.status] + head + body
-
-
-def notice_dead_peers(sock: socket.socket, write_stall: float) -> None:
-    """Lets the kernel end a connection whose peer vanished without a word (RFC 9293, RFC 5482).
-
-    `sock` is the listener: the connections that it accepts have its options.
-    """
-    if sock.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    give_up_unheard(sock, write_stall)
-    if hasattr(socket, "TCP_KEEPIDLE"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(write_stall / 2)))
