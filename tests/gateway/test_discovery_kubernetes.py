@@ -23,9 +23,10 @@ from kube_api import VLLM_MODELS, KubeApi, resource
 from virtual_loop import VirtualLoop
 
 from vllm_gateway.discovery.kubernetes import KubernetesSource
-from vllm_gateway.discovery.objects import models_of
+from vllm_gateway.discovery.objects import Models, models_of
 from vllm_gateway.discovery.reflector import ApiError, Json, Reflector
 from vllm_gateway.discovery.source import TableHolder
+from vllm_gateway.routing.table import Model
 from vllm_gateway.settings import BadSettings
 
 SLICES = resource("endpointslices")
@@ -442,3 +443,23 @@ def test_a_model_that_the_operator_has_not_seen_says_so() -> None:
     bare = {"metadata": {"namespace": "ns", "name": "m", "uid": "u"}, "spec": {"gateway": {"weight": "x"}}}
     found = models_of([bare], [])[0]
     assert (found.reason, found.served_names, found.weight) == ("Pending", (), 100)
+
+
+def test_only_what_changed_is_built_again() -> None:
+    other = {**BODY, "metadata": {**BODY["metadata"], "name": "other"}}
+    keys = {"m": "k1", "other": "k1"}
+    models, slices = Models(), [stolen()]
+
+    def built() -> list[Model]:
+        return models.of([BODY, other], slices, lambda _namespace, name, _uid: (keys.get(name), None))
+
+    first = built()
+    assert all(one is same for one, same in zip(first, built(), strict=True))
+    keys["other"] = "k2"
+    assert [one is same for one, same in zip(first, built(), strict=True)] == [True, False]
+    slices[0] = {**stolen(), "endpoints": []}
+    emptied = built()
+    assert first[0].endpoints
+    assert not emptied[0].endpoints
+    slices.clear()
+    assert built()[0] is not emptied[0]

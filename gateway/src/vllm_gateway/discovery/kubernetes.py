@@ -17,7 +17,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 
 from vllm_gateway import __version__
 from vllm_gateway.discovery.engine_keys import MasterKey
-from vllm_gateway.discovery.objects import LABEL_MANAGER, MANAGER, models_of
+from vllm_gateway.discovery.objects import LABEL_MANAGER, MANAGER, Models
 from vllm_gateway.discovery.reflector import ApiError, Json, Reflector
 from vllm_gateway.discovery.source import TableHolder, stop_tasks
 from vllm_gateway.routing.table import Table
@@ -109,6 +109,7 @@ class KubernetesSource:
         self._holder = holder
         self._master = master or MasterKey(None)
         self._api = KubeApi()
+        self._built = Models()
         self._news = asyncio.Event()
         scopes = [f"/namespaces/{namespace}" for namespace in namespaces] or [""]
         self._models = [self._reflect(_MODELS.format(scope=scope), {}) for scope in scopes]
@@ -149,12 +150,13 @@ class KubernetesSource:
 
     def _build(self) -> Table:
         reflectors = (*self._models, *self._slices)
-        models = [item for reflector in self._models for item in reflector.items.values()]
+        bodies = [item for reflector in self._models for item in reflector.items.values()]
         slices = [item for reflector in self._slices for item in reflector.items.values()]
         problems = (self._master.problem, *(reflector.problem for reflector in reflectors))
         notes = dict.fromkeys(filter(None, problems))
         complete = all(reflector.synced for reflector in reflectors)
-        return Table.of(models_of(models, slices, self._master.both), complete=complete, notes=notes)
+        models = self._built.of(bodies, slices, self._master.both)
+        return Table.of(models, complete=complete, notes=notes)
 
 
 def _in_cluster() -> bool:
