@@ -97,9 +97,12 @@ def test_the_revision_is_that_of_the_pods_that_last_served() -> None:
     assert [found.revision for found in models_of([BODY, served], [])] == ["", "abc"]
 
 
-def test_a_model_that_the_operator_has_not_seen_says_so() -> None:
-    bare = {"metadata": {"namespace": "ns", "name": "m", "uid": "u"}, "spec": {"gateway": {"weight": "x"}}}
-    found = models_of([bare], [])[0]
+@pytest.mark.parametrize(
+    "status", [None, {"observedGeneration": -1}], ids=["none", "the definition's default"]
+)
+def test_a_model_that_the_operator_has_not_seen_says_so(status: dict[str, Any] | None) -> None:
+    bare: dict[str, Any] = {"metadata": {"namespace": "ns", "name": "m", "uid": "u"}, "status": status}
+    found = models_of([bare | {"spec": {"gateway": {"weight": "x"}}}], [])[0]
     assert (found.reason, found.served_names, found.weight) == ("Pending", (), 100)
 
 

@@ -163,7 +163,7 @@ def _why_not(status: Json) -> tuple[str, str]:
     ready = _condition(status, "Ready")
     if ready and ready.get("status") != "True":
         return str(ready.get("reason", "")), str(ready.get("message", ""))
-    if not status:
+    if not status.get("conditions"):  # the definition's default has none
         return "Pending", "the operator has not seen this model yet"
     return "NoEndpoints", "no pod of this model is ready"
 
