@@ -198,8 +198,10 @@ class Engines:
         except TimeoutError as error:
             connection.close()
             raise UpstreamFailure(call.timeout_reason, "no response head in time") from error
-        except BaseException:
+        except BaseException as error:
             connection.close()
+            if isinstance(error, UpstreamFailure) and error.retryable:  # the race for an idle one was lost
+                self.client.distrust(endpoint, connection)
             raise
         return Upstream(model, endpoint, connection, head, sent_at)
 
