@@ -90,6 +90,7 @@ class Stream:
         elif self._dialect.has_token(block):
             self.tokens.first(block)
             self.first_token_at = self.tokens.last
+            self._upstream.generates()
         return sent
 
     def end(self, payload: bytes) -> None:
@@ -308,6 +309,7 @@ class RelayResponse:
 
     async def _unary(self, upstream: Upstream) -> None:
         self._not_begun()
+        upstream.generates()
         body = await self._read(upstream, self.services.settings.limits.answer_bytes)
         upstream.outcome = WELL
         account = Account()
