@@ -225,10 +225,11 @@ class WholeBody:
         if not self._whole.done():
             self._whole.set_exception(error)
 
-    async def read(self, upstream: Upstream, seconds: float) -> bytes:
+    async def read(self, upstream: Upstream, until: float) -> bytes:
+        """`until` is the loop's time. Raises UpstreamFailure, or a 503 where there is no room for it."""
         upstream.connection.start(self)
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout_at(until):
                 return await self._whole
         except TimeoutError:
             raise UpstreamFailure("unary_timeout", "the answer was not complete in time") from None
@@ -331,10 +332,10 @@ class RelayResponse:
         self.exchange.respond(head.status, [(b"content-type", b"application/json")], allowed)
 
     async def _read(self, upstream: Upstream, limit: int) -> bytes:
+        # Of the one time that the answer has, its head has taken some. What came with the head needs none.
+        until = upstream.sent_at + self.services.settings.timeouts.unary
         try:
-            return await WholeBody(limit, self.exchange.body_held).read(
-                upstream, self.services.settings.timeouts.unary
-            )
+            return await WholeBody(limit, self.exchange.body_held).read(upstream, until)
         except UpstreamFailure as failure:
             upstream.outcome = failure.reason
             self.services.metrics.upstream_error(upstream.model.key, failure.reason)
