@@ -127,6 +127,7 @@ class Gateway:
         await self.source.stop()
         await self.keyring.stop()
         await self.services.admission.rates.stop()
+        await self.services.answers.stop()
         await self.shared.close()
         self.client.close()
         if self.services.tracing is not None:

@@ -299,7 +299,7 @@ class RelayResponse:
             stream.close()
             self._record_stream(upstream, stream, dialect.account)
         if stream.outcome == WELL and recorded is not None:
-            await self._keep(_SSE_HEADERS[0][1], recorded.body())
+            self._keep(_SSE_HEADERS[0][1], recorded.body())
 
     def _stream_dialect(self, upstream: Upstream) -> tuple[StreamDialect, Recorder | None]:
         dialect = self.dialect.stream(upstream.endpoint.id)
@@ -319,7 +319,7 @@ class RelayResponse:
         self.exchange.respond(upstream.head.status, self._with_cache([(b"content-type", kind)]), answer)
         self._charge(upstream.model, account.prompt_tokens, account.completion_tokens)
         if self.place is not None and self.place.model == upstream.model.key and upstream.head.status == 200:
-            await self._keep(kind, answer if len(answer) <= self.place.limit else None)
+            self._keep(kind, answer if len(answer) <= self.place.limit else None)
 
     async def _refuse(self, upstream: Upstream) -> None:
         head = upstream.head
@@ -349,9 +349,9 @@ class RelayResponse:
     def _with_cache(self, headers: Headers) -> Headers:
         return headers if self.place is None else [*headers, *MISS]
 
-    async def _keep(self, kind: bytes, body: bytes | None) -> None:
+    def _keep(self, kind: bytes, body: bytes | None) -> None:
         if self.place is not None and body is not None:
-            await self.services.answers.put(self.place.key, Answer(kind, body), self.place.ttl)
+            self.services.answers.put(self.place.key, Answer(kind, body), self.place.ttl)
 
     def _charge(self, model: Model, prompt: int, completion: int) -> None:
         caller = self.exchange.caller
