@@ -87,6 +87,7 @@ class Gateway:
         )
         self.source = self._make_source(settings)
         self.holder.tell(self.queues.follow)
+        self.holder.tell(self.engines.load.follow)
         self.holder.tell(self.engines.balancer.follow)
         self.holder.tell(self.engines.follow)
         self.edge = Edge(self.services, make_api(self.services), self.start, self.stop)
