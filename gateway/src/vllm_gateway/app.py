@@ -22,8 +22,8 @@ import uvicorn
 from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 
-from vllm_gateway import __version__
-from vllm_gateway.discovery.source import Source, TableHolder, stop_tasks
+from vllm_gateway import __version__, tasks
+from vllm_gateway.discovery.source import Source, TableHolder
 from vllm_gateway.discovery.static import StaticSource
 from vllm_gateway.policy.admission import Admission
 from vllm_gateway.policy.cache import make_store
@@ -120,9 +120,9 @@ class Gateway:
     async def start(self) -> None:
         await self.keyring.start()
         await self.source.start()
-        self._background = [asyncio.create_task(self._beat())]
+        self._background = [tasks.start("beat", self._beat)]
         if self.certificate is not None:
-            self._background.append(asyncio.create_task(self.certificate.follow()))
+            self._background.append(tasks.start("certificate", self.certificate.follow))
 
     async def stop(self) -> None:
         await self.source.stop()
@@ -133,7 +133,7 @@ class Gateway:
         self.client.close()
         if self.services.tracing is not None:
             await asyncio.to_thread(self.services.tracing.stop)
-        await stop_tasks(self._background)
+        await tasks.stop(self._background)
 
     async def _beat(self) -> None:
         while True:
@@ -257,11 +257,11 @@ class Server(uvicorn.Server):
             connection.shutdown()
         until = time.monotonic() + self._drain_timeout
         await self._wait_for_requests(self._drain_timeout)
-        tasks = list(self.server_state.tasks)
-        if tasks:
-            _LOG.warning("cancelling", extra={"fields": {"requests": len(tasks)}})
-        for task in tasks:
-            task.cancel()
+        left = list(self.server_state.tasks)
+        if left:
+            _LOG.warning("cancelling", extra={"fields": {"requests": len(left)}})
+        for request in left:
+            request.cancel()
         await self._wait_for_requests(_CLEANUP_SECONDS)
         for connection in list(self.server_state.connections):
             connection.shutdown()
@@ -271,8 +271,8 @@ class Server(uvicorn.Server):
 
     async def _wait_for_requests(self, seconds: float) -> None:
         until = time.monotonic() + seconds
-        while (tasks := self.server_state.tasks) and not self.force_exit and time.monotonic() < until:
-            await asyncio.wait(tasks, timeout=_POLL_SECONDS)  # in slices: a second Ctrl+C ends the wait
+        while (left := self.server_state.tasks) and not self.force_exit and time.monotonic() < until:
+            await asyncio.wait(left, timeout=_POLL_SECONDS)  # in slices: a second Ctrl+C ends the wait
 
     async def _wait_for_readers(self, until: float) -> None:
         """Closing transports still write what they hold: of a large answer that may be most of it."""

@@ -6,6 +6,7 @@ A backend need not be up: it is asked again until it is, and what is known is sa
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import time
 from collections.abc import Sequence
@@ -13,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from vllm_gateway.discovery.source import TableHolder, stop_tasks
+from vllm_gateway import tasks
+from vllm_gateway.discovery.source import TableHolder
 from vllm_gateway.errors import UpstreamFailure
 from vllm_gateway.routing.table import Endpoint, Model, Table
 from vllm_gateway.settings import Backend
@@ -76,10 +78,12 @@ class StaticSource:
         """Waits for one round, so that a gateway whose backends are up is ready when it listens."""
         await asyncio.gather(*(self._ask(backend) for backend in self._backends))
         self._publish()
-        self._tasks = [asyncio.create_task(self._follow(backend)) for backend in self._backends]
+        self._tasks = [
+            tasks.start(backend.url, functools.partial(self._follow, backend)) for backend in self._backends
+        ]
 
     async def stop(self) -> None:
-        await stop_tasks(self._tasks)
+        await tasks.stop(self._tasks)
 
     def age(self) -> float:
         return time.monotonic() - self._heard_at
