@@ -5,14 +5,13 @@ counters do not fall when a worker dies; one that is killed is started anew, wit
 the others go on; /readyz is 200 only while all are ready; SIGTERM lets running streams end and leaves no
 process; so does Ctrl+C, and at whatever moment of the start it comes, it ends all quietly; Ctrl+C twice does
 not wait; workers whose parent is killed drain by themselves; a taken port, also
-one that another such gateway shares, and settings that no worker can use are one line and exit code 2. And
-of the sums: what a worker had counted stays, and of each gauge it is decided whether it is added up.
+one that another such gateway shares, and settings that no worker can use are one line and exit code 2. The
+sums: test_together.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import json
 import os
@@ -21,7 +20,6 @@ import socket
 import subprocess
 import sys
 import termios
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +29,8 @@ from engine import DONE, ROLE, FakeEngine, token
 from gateway_process import PYTHON_SECONDS, Process, running_process, started_process
 from http_caller import Caller, ask, get, until
 from own_port import OwnPort
-from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from vllm_gateway.telemetry import Metrics
-from vllm_gateway.together import GREATEST, Totals, add_loads
 from vllm_gateway.workers import Child
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
@@ -278,80 +273,3 @@ def test_a_child_that_keeps_dying_is_started_ever_more_slowly() -> None:
     waits = [child.wait_after_death(1.0) for _ in range(9)]
     assert waits == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
     assert child.wait_after_death(100.0) == 0.5  # it had lived for a while
-
-
-# The sums.
-
-
-def exposition(requests: float, in_flight: float, age: float) -> str:
-    metrics = Metrics()
-    metrics.requests.labels("m", PATH, "200").inc(requests)
-    metrics.first_token.labels("m").observe(0.3)
-    metrics.readings.in_flight = lambda: {"m": int(in_flight)}
-    metrics.readings.endpoints = lambda: {"m": 3}
-    metrics.readings.table_age = lambda: age
-    return generate_latest(metrics.registry).decode()
-
-
-def values(totals: Totals) -> dict[str, float]:
-    samples = (sample for family in totals.collect() for sample in family.samples)
-    return {s.name.removeprefix("vllm_gateway_") + s.labels.get("le", ""): s.value for s in samples}
-
-
-def test_what_a_dead_worker_counted_stays() -> None:
-    totals = Totals(2)
-    totals.update([(1.0, exposition(10, 1, 5)), (1.5, exposition(20, 2, 9))])
-    one = values(totals)
-    assert (one["requests_total"], one["in_flight"], one["table_age_seconds"]) == (30, 3, 9)
-    assert (one["endpoints"], one["time_to_first_token_seconds_count"]) == (3, 2)
-    assert (one["time_to_first_token_seconds_bucket0.25"], one["time_to_first_token_seconds_bucket+Inf"]) == (
-        0,
-        2,
-    )
-    totals.update([None, (1.5, exposition(21, 2, 9))])  # the first is being started anew
-    assert (values(totals)["requests_total"], values(totals)["in_flight"]) == (31, 2)
-    totals.update([(7.0, exposition(2, 0, 1)), (1.5, exposition(21, 2, 9))])
-    assert values(totals)["requests_total"] == 33
-    totals.update([(7.0, exposition(50, 0, 1)), (1.5, exposition(21, 2, 9))])  # more than the one before
-    assert values(totals)["requests_total"] == 10 + 50 + 21
-
-
-def test_the_sum_has_the_same_metrics_as_one_gateway() -> None:
-    text, totals = exposition(10, 1, 5), Totals(1)
-    totals.update([(1.0, text)])
-    assert list(described(totals)) == list(described(text_string_to_metric_families(text)))
-
-
-def described(families: Any) -> Iterator[tuple[str, str, str]]:
-    with contextlib.suppress(AttributeError):
-        families = families.collect()
-    return ((family.name, family.type, family.documentation) for family in families)
-
-
-def test_every_gauge_is_one_that_adds_up_or_one_whose_greatest_counts() -> None:
-    gauges = {family.name for family in Metrics().registry.collect() if family.type == "gauge"}
-    assert gauges - GREATEST == {f"vllm_gateway_{name}" for name in ("in_flight", "queued", "connections")}
-    assert gauges >= GREATEST
-
-
-def test_loads_add_up() -> None:
-    def report(started: float, idle: float, in_flight: int, **more: Any) -> dict[str, Any]:
-        model = {
-            "in_flight": in_flight,
-            "queued": 1,
-            "oldest_queued_seconds": idle / 2,
-            "idle_seconds": idle,
-            "endpoints": {"a": in_flight, f"only-{started:g}": 1},
-        }
-        return {"started_at": started, "draining": False, "models": {"m": model}, **more}
-
-    other = {"m": report(5, 1, 1)["models"]["m"], "n": report(5, 9, 0)["models"]["m"]}
-    added = add_loads([report(3, 8.0, 2), report(5, 4.0, 3, draining=True, models=other)])
-    assert (added["started_at"], added["draining"], list(added["models"])) == (5, True, ["m", "n"])
-    assert added["models"]["m"] == {
-        "in_flight": 3,
-        "queued": 2,
-        "oldest_queued_seconds": 4.0,
-        "idle_seconds": 1,
-        "endpoints": {"a": 3, "only-3": 1, "only-5": 1},
-    }

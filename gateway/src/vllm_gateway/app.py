@@ -38,7 +38,7 @@ from vllm_gateway.routing.load import Load
 from vllm_gateway.routing.pick import strategies
 from vllm_gateway.settings import Settings
 from vllm_gateway.sockets import accept_with_data, bind, notice_dead_peers
-from vllm_gateway.telemetry import AccessLog, Metrics
+from vllm_gateway.telemetry import UNKNOWN_MODEL, AccessLog, Metrics
 from vllm_gateway.tls import certificate_of
 from vllm_gateway.tracing import make_tracing
 from vllm_gateway.upstream.attempt import Engines
@@ -57,6 +57,7 @@ _FLUSH_SECONDS = 1.0
 _FLUSH_POLL_SECONDS = 0.02
 _BEAT_SECONDS = 1.0
 _POLL_SECONDS = 0.1
+_SWEEP_SECONDS = 60.0
 
 
 class Gateway:
@@ -120,7 +121,7 @@ class Gateway:
     async def start(self) -> None:
         await self.keyring.start()
         await self.source.start()
-        self._background = [tasks.start("beat", self._beat)]
+        self._background = [tasks.start("beat", self._beat), tasks.start("sweep", self._sweep)]
         if self.certificate is not None:
             self._background.append(tasks.start("certificate", self.certificate.follow))
 
@@ -139,6 +140,17 @@ class Gateway:
         while True:
             self.services.lifecycle.beat = time.monotonic()
             await asyncio.sleep(_BEAT_SECONDS)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            self.forget_absent(time.monotonic())
+
+    def forget_absent(self, now: float) -> None:
+        """Lets go of metrics of models and keys that are gone. What is under way is still about its model."""
+        models = self.holder().models.keys() | self.engines.load.by_model.keys() | {UNKNOWN_MODEL}
+        self.metrics.forget_absent("model", models, now)
+        self.metrics.forget_absent("key", self.keyring.names, now)
 
 
 def make_balancer(settings: Settings) -> Balancer:

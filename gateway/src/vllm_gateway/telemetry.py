@@ -1,6 +1,7 @@
 """Metrics (the catalogue is docs/reference/metrics.md) and the access log.
 
-Labels are bounded: a model is its key from the table or `unknown`, a route is one of ours or `other`.
+Labels are bounded: a model is its key from the table or `unknown`, a route is one of ours or `other`. The
+series of a model or an API key that is gone go some time after it, or they would pile up over months.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TextIO
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from vllm_gateway.instruments import Counter, Distribution, Histogram
+from vllm_gateway.instruments import Absences, Counter, Distribution, Histogram
 
 UNKNOWN_MODEL = "unknown"
+KEPT_SECONDS = 900.0  # after what they are about is gone: several scrapes, though a collector was away
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 300)
 REFUSALS = frozenset(  # codes of errors.py and policy; an engine's own words never become a label
@@ -107,6 +109,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._labelled: list[Counter | Histogram] = []
+        self._absences = {label: Absences(KEPT_SECONDS) for label in ("model", "key")}
         self.readings = Readings()
         self.registry.register(self.readings)
         self.requests = self._counter("requests", "Requests answered.", "model", "route", "code")
@@ -165,14 +169,28 @@ class Metrics:
         if completion:
             self.tokens.labels(model, key, "completion").inc(completion)
 
+    def forget_absent(self, label: str, present: Collection[str], now: float) -> None:
+        """Drops the series of each `model` or `key` that has not been `present` for KEPT_SECONDS. One that
+        comes back later begins at 0, as after a restart. `now` is in monotonic seconds.
+        """
+        gaps = self.readings.gaps if label == "model" else {}
+        named = set(gaps).union(*(each.values_of(label) for each in self._labelled))
+        gone = self._absences[label].over(named.difference(present), now)
+        for each in self._labelled if gone else ():
+            each.forget(label, gone)
+        for model in gone & gaps.keys():
+            del gaps[model]
+
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         counter = Counter(f"vllm_gateway_{name}", text, labels)
         self.registry.register(counter)
+        self._labelled.append(counter)
         return counter
 
     def _histogram(self, name: str, text: str, bounds: Sequence[float], *labels: str) -> Histogram:
         histogram = Histogram(f"vllm_gateway_{name}", text, labels, bounds)
         self.registry.register(histogram)
+        self._labelled.append(histogram)
         return histogram
 
 

@@ -37,6 +37,11 @@ class Keyring:
         """Whether a request needs a key."""
         return not self._anonymous
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Whose requests there can be, as metrics call them."""
+        return self._keys.names
+
     def authenticate(self, headers: Mapping[bytes, bytes]) -> Caller:
         """Raises a 401. A key is looked at even where none is needed: a wrong one is a mistake to be told."""
         secret = given_key(headers)

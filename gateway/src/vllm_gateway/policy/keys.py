@@ -107,10 +107,13 @@ class BadKeys(BadSettings):
 
 
 class Keys:
-    """Callers by the digests of their keys. Immutable: a changed file gives a new one."""
+    """Callers by the digests of their keys. Immutable: a changed file gives a new one. `names` has those of
+    all that may call, also of who has no key.
+    """
 
     def __init__(self, callers: Mapping[str, Caller]) -> None:
         self._callers = callers
+        self.names = frozenset(caller.name for caller in callers.values()) | {ANONYMOUS_NAME}
 
     def __len__(self) -> int:
         return len(self._callers)
