@@ -50,6 +50,7 @@ from vllm_gateway.web.health import Management, health_router, management_server
 from vllm_gateway.web.models import models_router
 from vllm_gateway.web.protocol import protocol_factory
 from vllm_gateway.web.services import Lifecycle, Services
+from vllm_gateway.web.stall import unread_bytes
 
 _LOG = logging.getLogger("vllm_gateway")
 _CLEANUP_SECONDS = 5.0
@@ -58,6 +59,8 @@ _FLUSH_POLL_SECONDS = 0.02
 _BEAT_SECONDS = 1.0
 _POLL_SECONDS = 0.1
 _SWEEP_SECONDS = 60.0
+_LEAST_TLS_CLOSE_SECONDS = 30.0
+_GOODBYE_SECONDS = 5.0
 
 
 class Gateway:
@@ -188,6 +191,7 @@ class Server(uvicorn.Server):
         self._drain_timeout = settings.drain_timeout
         self._lifecycle = gateway.services.lifecycle
         self._drain: asyncio.Task[None] | None = None
+        self._hanging_up: list[asyncio.Task[None]] = []
         self._scheme = "http" if gateway.certificate is None else "https"
         self._source = ", ".join(backend.url for backend in settings.backends) or "kubernetes"
         gateway.metrics.readings.connections = lambda: len(self.server_state.connections)
@@ -203,6 +207,8 @@ class Server(uvicorn.Server):
             raise OSError(f"cannot listen on {where}: {error.strerror or error}") from error
         self.servers = [listener]
         self.started = True
+        if self.config.ssl:
+            self._hanging_up = [tasks.start("goodbyes", self._hang_up)]
         for sock in listener.sockets:
             notice_dead_peers(sock, self._write_stall)
             accept_with_data(sock)
@@ -226,7 +232,22 @@ class Server(uvicorn.Server):
             reuse_port=self._share_port or None,
             ssl=config.ssl,
             ssl_handshake_timeout=self._handshake_timeout if config.ssl else None,
+            # Without TLS what was written before a close goes on to a slow reader for as long as it reads.
+            ssl_shutdown_timeout=max(self._drain_timeout, _LEAST_TLS_CLOSE_SECONDS) if config.ssl else None,
         )
+
+    async def _hang_up(self) -> None:
+        """Ends TLS connections that were closed here, whose caller has read everything and says no goodbye:
+        RFC 8446 (6.1) wants one from both sides, and uvloop would wait for it as long as for a slow reader.
+        """
+        silent: set[asyncio.Transport] = set()
+        while True:
+            await asyncio.sleep(_GOODBYE_SECONDS)
+            transports = {connection.transport for connection in self.server_state.connections}
+            done = {each for each in transports if each.is_closing() and not unread_bytes(each)}
+            for transport in done & silent:
+                transport.abort()
+            silent = done
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -278,6 +299,7 @@ class Server(uvicorn.Server):
         for connection in list(self.server_state.connections):
             connection.shutdown()
         await self._wait_for_readers(until)
+        await tasks.stop(self._hanging_up)
         await self.lifespan.shutdown()
         _LOG.info("stopped")
 
@@ -290,7 +312,8 @@ class Server(uvicorn.Server):
         """Closing transports still write what they hold: of a large answer that may be most of it."""
         soon = time.monotonic() + _FLUSH_SECONDS
         while (connections := self.server_state.connections) and not self.force_exit:
-            unsent = any(connection.transport.get_write_buffer_size() for connection in connections)
+            # With what the kernel holds: over TLS nothing else tells of the last of what was written.
+            unsent = any(unread_bytes(connection.transport) for connection in connections)
             if time.monotonic() >= (max(soon, until) if unsent else soon):
                 break
             await asyncio.sleep(_FLUSH_POLL_SECONDS)
