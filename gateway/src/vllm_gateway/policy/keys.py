@@ -135,7 +135,10 @@ def read_keys(path: Path) -> Keys:
     """The keys of a file, or of every file of a folder. Raises BadKeys."""
     callers: dict[str, Caller] = {}
     names: set[str] = set()
-    for file in _files(path):
+    files = list(_files(path))
+    if not files:  # a Secret that lost its entries: never the wish to let nobody in
+        raise BadKeys(f"{path} holds no file; write 'keys: []' into one for no keys")
+    for file in files:
         for index, key in enumerate(_parse(file).keys):
             if key.name in names:
                 raise BadKeys(f"{file}: keys.{index}: the name {key.name!r} is taken")

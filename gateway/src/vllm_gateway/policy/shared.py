@@ -26,6 +26,21 @@ _CONNECTIONS = 32
 Result = TypeVar("Result")
 
 
+class _Credentials:
+    """What each new connection shows, as redis-py asks for it: a password that was rotated is taken up."""
+
+    def __init__(self, username: str | None, file: str | None) -> None:
+        self._username, self._file = username, file
+
+    def get_credentials(self) -> tuple[str, ...]:
+        """Raises OSError where the file cannot be read."""
+        password = Path(self._file).read_text().strip() if self._file else ""
+        return (self._username, password) if self._username else (password,)
+
+    async def get_credentials_async(self) -> tuple[str, ...]:
+        return self.get_credentials()
+
+
 def connection_pool(settings: RedisSettings) -> BlockingConnectionPool:
     """Connections to the server of `settings.url`. Raises OSError where the password cannot be read."""
     # Only here: it takes 0.1 s to import, which a gateway without Redis does not need.
@@ -33,11 +48,11 @@ def connection_pool(settings: RedisSettings) -> BlockingConnectionPool:
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
 
-    password = Path(settings.password_file).read_text().strip() if settings.password_file else None
+    credentials = _Credentials(settings.username, settings.password_file)
+    credentials.get_credentials()  # a file that is not there is told now
     return BlockingConnectionPool.from_url(
         (settings.url or "").replace("valkey", "redis", 1),
-        username=settings.username,
-        password=password,
+        credential_provider=credentials if settings.username or settings.password_file else None,
         max_connections=_CONNECTIONS,
         timeout=settings.timeout,
         socket_timeout=settings.timeout,
