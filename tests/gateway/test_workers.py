@@ -1,17 +1,19 @@
 """`--workers N`: several processes that are one gateway to whoever calls, watches or stops it.
 
 Real processes. Proves: all workers serve; metrics and /load on the one management port are their sum, and
-counters do not fall when a worker dies; one that is killed is started anew, with a line in the log, while
-the others go on; /readyz is 200 only while all are ready; SIGTERM lets running streams end and leaves no
-process; so does Ctrl+C, and at whatever moment of the start it comes, it ends all quietly; Ctrl+C twice does
-not wait; workers whose parent is killed drain by themselves; a taken port, also
-one that another such gateway shares, and settings that no worker can use are one line and exit code 2. The
-sums: test_together.
+counters do not fall when a worker dies; one that is killed is started anew, with a line in the log, while the
+others go on; /readyz is 200 only while all are ready; SIGTERM lets running streams end and leaves no process;
+so does Ctrl+C, and at whatever moment of the start it comes, it ends all quietly; Ctrl+C twice does not wait;
+workers whose parent is killed drain by themselves, and hold no port meanwhile that another gateway wants; a
+taken port, also one that another such gateway shares, and settings that no worker can use are one line and
+exit code 2; a first worker that is killed is said; workers that keep dying and forks that fail end no
+gateway; no signal is lost among others. The sums: test_together.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import json
 import os
@@ -20,23 +22,26 @@ import socket
 import subprocess
 import sys
 import termios
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import engine as fake
 import pytest
 from engine import DONE, ROLE, FakeEngine, token
-from gateway_process import PYTHON_SECONDS, Process, running_process, started_process
+from gateway_process import PYTHON_SECONDS, Process, answers, running_process, started_process
 from http_caller import Caller, ask, get, until
 from own_port import OwnPort
 from prometheus_client.parser import text_string_to_metric_families
 
-from vllm_gateway.workers import Child
+from vllm_gateway.workers import Child, Supervisor
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
 PATH = "/v1/chat/completions"
 TWO: dict[str, Any] = {"ready": ":/readyz", "workers": 2, "shutdownDelay": "300ms", "drainTimeout": "20s"}
 START = {name: value for name, value in TWO.items() if name != "ready"}
+NAMES = ("worker 1", "reporter")
 COMMAND = [sys.executable, "-m", "vllm_gateway", "--vllm-url", "http://127.0.0.1:1", "--workers", "2"]
 ENVIRONMENT = {**os.environ, "VLLM_URL": "", "CONFIG_FILE": ""}
 
@@ -272,4 +277,93 @@ def test_a_child_that_keeps_dying_is_started_ever_more_slowly() -> None:
     child = Child("worker 1", lambda: None)
     waits = [child.wait_after_death(1.0) for _ in range(9)]
     assert waits == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
+    assert {child.wait_after_death(1.0) for _ in range(3000)} == {30}  # for a day
     assert child.wait_after_death(100.0) == 0.5  # it had lived for a while
+
+
+async def test_a_first_worker_that_is_killed_while_it_starts_is_said(tmp_path: Path) -> None:
+    """By the kernel, for its memory, say: it has no last words, and a bare exit code 1 helps nobody."""
+    engine = FakeEngine()
+    with socket.create_server(("127.0.0.1", engine.port)):  # never answers: the start waits for it
+        async with started_process(tmp_path, engine, **START) as gateway:
+            await until(lambda: bool(pids(gateway, "worker 1")), PYTHON_SECONDS)
+            os.kill(pids(gateway, "worker 1")[0], signal.SIGKILL)
+            assert await gateway.ended() == 1
+            (said,) = gateway.lines("the first worker did not come up")
+            assert (said["process"], said["end"]) == ("worker 1", "SIGKILL")
+            assert all_gone(gateway)
+
+
+async def test_another_gateway_may_have_the_ports_while_workers_drain_without_their_parent(
+    tmp_path: Path,
+) -> None:
+    """A service manager that starts it anew at once must not fail until the last old stream has ended."""
+    script = Held()
+    async with FakeEngine(script) as engine, running_process(tmp_path, engine, **TWO) as gateway:
+        caller = await begin(gateway)
+        gateway.signal(signal.SIGKILL)
+        await gateway.ended()
+        await until(lambda: refused(gateway.port))
+        again = tmp_path / "again"
+        again.mkdir()
+        ports: dict[str, Any] = {"port": gateway.port, "managementPort": gateway.management}
+        async with started_process(again, engine, **START, **ports):
+            await until(lambda: answers(gateway.management, "/readyz"), PYTHON_SECONDS)
+            assert await metric(gateway, "requests_total") == 0
+            script.let_go.set()
+            assert await ends_well(caller)
+            await until(lambda: all_gone(gateway), 10)
+            assert (await ask(gateway.port, PATH, CHAT)).body.endswith(DONE)
+
+
+@pytest.fixture
+def supervisor() -> Iterator[Supervisor]:
+    """Of children that are not started."""
+    worker, reporter = (Child(name, lambda: None, is_worker=name == "worker 1") for name in NAMES)
+    made = Supervisor(worker, reporter, [], 1.0)
+    yield made
+    for pipe in (made.lifeline, made._hold, made._news, made._tell):
+        os.close(pipe)
+
+
+def test_a_fork_that_fails_ends_no_gateway(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Too many processes, for a moment: the workers that are there serve on."""
+
+    def refuse() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    before = time.monotonic()
+    supervisor._start_due()
+    for child in supervisor._children:
+        assert child.pid == 0
+        assert child.due >= before + 0.5
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
+    assert "cannot be started" in caplog.messages
+
+
+def test_no_signal_is_lost_that_comes_while_others_are_passed_on(supervisor: Supervisor) -> None:
+    class Signals(list[int]):
+        """One more comes as soon as one has been looked at."""
+
+        late = True
+
+        def _another(self) -> None:
+            if self.late:
+                self.late = False
+                self.append(signal.SIGTERM)
+
+        def __iter__(self) -> Iterator[int]:
+            yield from super().__iter__()
+            self._another()
+
+        def pop(self, index: SupportsIndex = -1) -> int:
+            found = super().pop(index)
+            self._another()
+            return found
+
+    supervisor._signals = Signals([signal.SIGCHLD])
+    supervisor._pass_signals()
+    assert supervisor._stopping
