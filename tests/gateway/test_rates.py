@@ -182,6 +182,10 @@ async def test_two_gateways_share_their_counts(server: Valkey) -> None:
         assert "tokens" in (await refused(one, who)).message
 
 
+def is_away(rates: Rates) -> bool:
+    return rates._requests._shared.away
+
+
 async def test_a_valkey_that_goes_away_and_comes_back(
     server: Valkey, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -195,10 +199,12 @@ async def test_a_valkey_that_goes_away_and_comes_back(
                 await rates.admit(who)
             await refused(rates, who)  # by the count of its own
             assert len(caplog.records) == 1, "asked again although it is known to be away"
+            assert is_away(rates)
         finally:
             server.start()
         clock.now += 6
         await rates.admit(who)  # the new server has counted nothing
+        assert not is_away(rates)
         await rates.admit(who)
         await refused(rates, who)
 

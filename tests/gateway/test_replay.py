@@ -191,8 +191,10 @@ async def test_two_gateways_share_answers_through_valkey(gateway: Any, path: str
             second = await ask(two.port, path, body)
             assert (first.headers["x-cache"], second.headers["x-cache"]) == ("miss", "hit")
             assert first.body == second.body
+            assert two.metric("redis_away") == 0
             server.stop()
             third = await ask(two.port, path, body)
+            assert two.metric("redis_away") == 1
             assert (third.status, third.headers["x-cache"], third.body) == (200, "miss", first.body)
 
 

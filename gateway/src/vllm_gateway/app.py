@@ -101,6 +101,7 @@ class Gateway:
         readings.endpoints = lambda: {key: len(m.endpoints) for key, m in self.holder().models.items()}
         readings.ejected = lambda: self.engines.balancer.ejected(self.holder().models)
         readings.key_problem = lambda: self.keyring.problem
+        readings.redis_away = lambda: self.shared.away
         readings.table_age = self.source.age
         if (certificate := self.certificate) is not None:
             readings.certificate_problem = lambda: certificate.problem

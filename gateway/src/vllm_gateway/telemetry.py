@@ -64,6 +64,7 @@ class Readings(Collector):
         self.ejected: Callable[[], Mapping[str, int]] = dict
         self.key_problem: Callable[[], str] = str
         self.certificate_problem: Callable[[], str] = str
+        self.redis_away: Callable[[], bool] = bool
         self.connections: Callable[[], int] = int
         self.table_age: Callable[[], float] = float
 
@@ -81,6 +82,11 @@ class Readings(Collector):
             "vllm_gateway_certificate_failed",
             "1 while the TLS certificate's files cannot be read and an older certificate is in force.",
             value=float(bool(self.certificate_problem())),
+        )
+        yield GaugeMetricFamily(
+            "vllm_gateway_redis_away",
+            "1 while Redis cannot be used, so that this gateway counts alone and shares no answers.",
+            value=float(self.redis_away()),
         )
         yield GaugeMetricFamily(
             "vllm_gateway_connections", "Open connections of callers.", value=self.connections()

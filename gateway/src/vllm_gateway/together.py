@@ -33,6 +33,7 @@ GREATEST = frozenset(
         "vllm_gateway_ejected_endpoints",
         "vllm_gateway_endpoints",
         "vllm_gateway_key_file_failed",
+        "vllm_gateway_redis_away",
         "vllm_gateway_table_age_seconds",
     }
 )

@@ -63,7 +63,7 @@ def connection_pool(settings: RedisSettings) -> BlockingConnectionPool:
 
 class Shared:
     """The server, if one is set: `pool` is None without. Remembers that it is away, so that not every request
-    waits to find out.
+    waits to find out; `away` is how it was when it was last asked.
     """
 
     def __init__(self, settings: RedisSettings, clock: Callable[[], float] = time.monotonic) -> None:
@@ -71,6 +71,7 @@ class Shared:
         self._clock = clock
         self._until = 0.0
         self.failures = 0
+        self.away = False
 
     async def close(self) -> None:
         if self.pool is not None:
@@ -87,11 +88,12 @@ class Shared:
         except (StorageError, OSError, _redis_error()) as error:
             self._note(error)
             return await alone()
-        self._until = 0.0
+        self._until, self.away = 0.0, False
         return result
 
     def _note(self, error: Exception) -> None:
         self.failures += 1
+        self.away = True
         known, self._until = self._clock() < self._until, self._clock() + _AWAY_SECONDS
         if known:
             return  # several requests were waiting for it
