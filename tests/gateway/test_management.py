@@ -1,10 +1,10 @@
 """The management port and what it reports.
 
-Proves: it answers while the request loop is blocked; /livez fails when that loop hangs; /load has the shape
-that the operator scales by, and says since when each model is idle; metrics have bounded labels and count
-what happened; series of models and keys that are gone go too, some time later; refusals count the gateway's
-own codes only; the access log has one line a request, without bodies or keys; FastAPI's document covers the
-relayed routes.
+Proves: it answers while the request loop is blocked; /livez fails when that loop hangs; /readyz waits for the
+API's port; /load has the shape that the operator scales by, and says since when each model is idle; metrics
+have bounded labels and count what happened; series of models and keys that are gone go too, some time later;
+refusals count the gateway's own codes only; the access log has one line a request, without bodies or keys;
+FastAPI's document covers the relayed routes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import engine as fake
@@ -94,6 +95,17 @@ async def test_probes_say_what_is_wrong(gateway: Any) -> None:
         status, text = await ask_management(running, "/readyz")
         assert status == 503
         assert engine.url in text
+
+
+async def test_a_gateway_is_not_ready_before_it_listens() -> None:
+    """It knows its models a little earlier, and a caller that is sent then would be refused."""
+    async with FakeEngine() as engine:
+        settings = {"host": "127.0.0.1", "port": 0, "backends": [{"url": engine.url}]}
+        gateway = Gateway(Settings.model_validate(settings))
+        await gateway.source.start()
+        assert gateway.holder().complete
+        assert (await ask_management(SimpleNamespace(gateway=gateway), "/readyz")) == (503, "starting\n")
+        await gateway.source.stop()
 
 
 def test_the_management_port_answers_while_the_request_loop_hangs() -> None:

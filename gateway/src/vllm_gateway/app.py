@@ -213,6 +213,7 @@ class Server(uvicorn.Server):
         for sock in listener.sockets:
             notice_dead_peers(sock, self._write_stall)
             accept_with_data(sock)
+        self._lifecycle.listening = True
         host, port, *_ = listener.sockets[0].getsockname()
         url = f"{self._scheme}://{f'[{host}]' if ':' in host else host}:{port}"
         _LOG.info("listening", extra={"fields": {"url": url, "source": self._source}})

@@ -82,6 +82,8 @@ class Management:
         if self._services.lifecycle.draining:
             return text_page(503, "draining")
         table = self._services.table()
+        if table.complete and not self._services.lifecycle.listening:
+            return text_page(503, "starting")
         return (
             text_page(200, "ok") if table.complete else text_page(503, "; ".join(table.notes) or "starting")
         )
