@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 import helm
+from vllm_gateway.settings import RequestLimits
 
 Values = dict[str, Any]
 EXPOSED: list[Values] = [
@@ -93,9 +94,17 @@ def test_nginx_neither_gathers_nor_cuts(find: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "size"), [({}, "16777216"), ({"limits": {"bodyBytes": 1048576}}, "1048576")]
+    ("limits", "size"),
+    [
+        ({}, str(RequestLimits().upload_bytes)),
+        ({"bodyBytes": 1048576}, str(RequestLimits().upload_bytes)),
+        ({"bodyBytes": 1048576, "uploadBytes": 4096}, "1048576"),
+        ({"bodyBytes": 1073741824}, "1073741824"),
+    ],
 )
-def test_bodies_are_as_large_as_the_gateway_takes(find: Any, config: Values, size: str) -> None:
+def test_bodies_are_as_large_as_the_gateway_takes(find: Any, limits: Values, size: str) -> None:
+    """JSON, and forms with a file, which may be larger."""
+    config = {"limits": limits} if limits else {}
     annotations = ingress(find, config=config)["metadata"]["annotations"]
     assert annotations["nginx.ingress.kubernetes.io/proxy-body-size"] == size
     assert annotations["nginx.org/client-max-body-size"] == size

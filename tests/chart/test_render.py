@@ -340,4 +340,5 @@ def test_notes_name_what_was_installed(chart: helm.Helm) -> None:
     notes = chart.notes(values, helm.Release(name="prod", namespace="ml"))
     assert "kubectl -n ml port-forward svc/prod-vllm-fleet-gateway 3000:80" in notes
     assert "of: a." in notes
+    assert "helm test prod -n ml" in notes
     assert "crds.enabled is false" in notes

@@ -108,7 +108,9 @@ class Caller:
     async def answer(self) -> Answer:
         """A whole answer, whatever its framing."""
         head = await self.head()
-        if head.headers.get("transfer-encoding") == "chunked":
+        if head.status == 204:
+            body = b""
+        elif head.headers.get("transfer-encoding") == "chunked":
             body = b"".join(await self.chunks())
         elif "content-length" in head.headers:
             body = await self.reader.readexactly(int(head.headers["content-length"]))

@@ -333,8 +333,10 @@ class KubeApi:
                 async with asyncio.timeout(min(left, self.bookmark_seconds)):
                     item = await queue.get()
             except TimeoutError:
-                # Never ahead of what waits in the queue: a client would go on from there and miss it.
-                if queue.empty() and query.get("allowWatchBookmarks") in ("1", "true"):
+                # Never ahead of what waits in the queue: a client would go on from there and miss it. None of
+                # Events, of which a real server keeps no watch cache.
+                marks = target.resource.plural != "events" and queue.empty()
+                if marks and query.get("allowWatchBookmarks") in ("1", "true"):
                     await _send(response, "BOOKMARK", self._bookmark(target.resource))
                 continue
             if isinstance(item, int):

@@ -90,9 +90,12 @@ async def test_a_preflight_of_the_examples_page_is_allowed(gateway: Any) -> None
         }
         answer = await ask(running.port, "/chat/stream", method="OPTIONS", headers=asked)
         assert answer.status == 204
+        assert not {"content-length", "transfer-encoding"} & answer.headers.keys()  # RFC 9110, 8.6
         assert answer.headers["access-control-allow-origin"] == "*"
         assert "POST" in answer.headers["access-control-allow-methods"]
         assert answer.headers["access-control-allow-headers"] == "content-type,authorization"
+        plain = await ask(running.port, "/chat/stream", method="OPTIONS")  # nobody's preflight
+        assert (plain.status, plain.headers["allow"]) == (204, "POST, OPTIONS")
         page = {"origin": "http://localhost:5173"}
         for path in ("/chat/stream", "/chat", "/nothing"):
             answer = await ask(running.port, path, {"message": "x"}, headers=page)

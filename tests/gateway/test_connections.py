@@ -89,7 +89,7 @@ async def test_head_has_the_heads_of_get_and_no_body(gateway: Any) -> None:
         gateway(engine) as running,
         await Caller.connect(running.port) as caller,
     ):
-        for path in ("/health", "/models"):
+        for path in ("/health", "/models", "/v1/models", "/v1/models/m"):
             caller.send(path, method="HEAD")
             head = await caller.head()
             assert head.status == 200

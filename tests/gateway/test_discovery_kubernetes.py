@@ -4,7 +4,8 @@ Proves: a model with ready pods is routed by its full name and its granted names
 endpointslice controller for the Service of that very model count; pods that terminate leave; what the
 Ready condition says is what callers read; a missed deletion heals at the next list; 410, an error event, a
 cut watch and an API that is down change nothing that is served, and its return is noticed within seconds
-(FACTS E18, E19); no configuration is one clear line.
+(FACTS E18, E19); neither an event that is too long, nor one that nobody expects, nor what fails at a change
+ends the discovery; no configuration is one clear line.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from kube_api import VLLM_MODELS, KubeApi, resource
 from virtual_loop import VirtualLoop
 
 from vllm_gateway.discovery.kubernetes import KubernetesSource
-from vllm_gateway.discovery.objects import models_of
+from vllm_gateway.discovery.objects import Models, models_of
 from vllm_gateway.discovery.reflector import ApiError, Json, Reflector
 from vllm_gateway.discovery.source import TableHolder
+from vllm_gateway.routing.table import Model
 from vllm_gateway.settings import BadSettings
 
 SLICES = resource("endpointslices")
@@ -201,6 +203,27 @@ async def test_e19_an_api_that_is_down_changes_nothing_that_is_served(cluster: C
     await until(lambda: "two" in cluster.table().names)
 
 
+async def test_an_object_that_is_too_long_for_a_watch_is_found_by_a_list(cluster: Cluster) -> None:
+    """aiohttp refuses lines of more than 4 MiB, with an error that is none of its client's."""
+    await until(lambda: cluster.table().complete and cluster.api.watches == 2)
+    cluster.add_model("large", note="x" * 5 * 2**20)
+    await until(lambda: "large" in cluster.table().names)
+    cluster.add_model("small")
+    await until(lambda: "small" in cluster.table().names)
+
+
+async def test_what_fails_at_one_change_is_tried_at_the_next(cluster: Cluster) -> None:
+    def follow(models: Mapping[str, Any]) -> None:
+        if set(models) == {"ns/one"}:
+            raise ValueError("a fault of ours")
+
+    cluster.table.tell(follow)
+    cluster.add_model("one")
+    await until(lambda: "one" in cluster.table().names)
+    cluster.add_model("two")
+    await until(lambda: "two" in cluster.table().names)
+
+
 class AwayApi:
     """Refuses connections until it is back."""
 
@@ -228,6 +251,30 @@ def test_e19_the_return_of_an_api_that_was_long_away_is_noticed_within_seconds()
     api.is_back = True
     loop.advance(5)
     assert reflector.synced
+    task.cancel()
+    loop.settle()
+    loop.close()
+
+
+class OddApi(AwayApi):
+    """Answers with what no API server says, once."""
+
+    async def get(self, path: str, query: Mapping[str, str]) -> Json:
+        self.asked += 1
+        return {"items": ["no object"] if self.asked == 1 else [], "metadata": {}}
+
+
+def test_an_answer_that_nobody_expects_is_told_and_asked_for_again() -> None:
+    loop, api = VirtualLoop(), OddApi()
+    reflector = Reflector(api, "/models", lambda: None)
+    task = loop.create_task(reflector.run())
+    loop.advance(0.01)
+    assert (reflector.synced, reflector.problem) == (
+        False,
+        "AttributeError: 'str' object has no attribute 'get'",
+    )
+    loop.advance(1)
+    assert (reflector.synced, reflector.problem) == (True, "")
     task.cancel()
     loop.settle()
     loop.close()
@@ -387,7 +434,32 @@ def test_a_slice_without_the_named_port_has_no_endpoints() -> None:
     assert not models_of([BODY], [made])[0].endpoints
 
 
+def test_the_revision_is_that_of_the_pods_that_last_served() -> None:
+    served = BODY | {"status": {"lastServed": {"generation": 3, "template": "abc", "spec": "def"}}}
+    assert [found.revision for found in models_of([BODY, served], [])] == ["", "abc"]
+
+
 def test_a_model_that_the_operator_has_not_seen_says_so() -> None:
     bare = {"metadata": {"namespace": "ns", "name": "m", "uid": "u"}, "spec": {"gateway": {"weight": "x"}}}
     found = models_of([bare], [])[0]
     assert (found.reason, found.served_names, found.weight) == ("Pending", (), 100)
+
+
+def test_only_what_changed_is_built_again() -> None:
+    other = {**BODY, "metadata": {**BODY["metadata"], "name": "other"}}
+    keys = {"m": "k1", "other": "k1"}
+    models, slices = Models(), [stolen()]
+
+    def built() -> list[Model]:
+        return models.of([BODY, other], slices, lambda _namespace, name, _uid: (keys.get(name), None))
+
+    first = built()
+    assert all(one is same for one, same in zip(first, built(), strict=True))
+    keys["other"] = "k2"
+    assert [one is same for one, same in zip(first, built(), strict=True)] == [True, False]
+    slices[0] = {**stolen(), "endpoints": []}
+    emptied = built()
+    assert first[0].endpoints
+    assert not emptied[0].endpoints
+    slices.clear()
+    assert built()[0] is not emptied[0]

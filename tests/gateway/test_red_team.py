@@ -136,6 +136,8 @@ PATHS = [
     "//v1/chat/completions",
     "/v1//chat/completions",
     "/v1/chat/completions/",
+    "/models/",  # a redirect would go to whatever host the caller names
+    "/health/",
     "/v1/chat/completions%00",
     "/v1/chat%2fcompletions",
     "/V1/CHAT/COMPLETIONS",

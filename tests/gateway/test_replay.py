@@ -3,7 +3,8 @@
 Proves:
 - a repeated deterministic request is answered without an engine, byte for byte as before, streamed or not and
   on every family of routes; `x-cache` and the metric say hit, miss or bypass;
-- what is not deterministic, what another key asked, and what another model would answer, is never taken;
+- what is not deterministic, what another key asked, and what another model, or other pods of the same one,
+  would answer, is never taken;
 - only whole answers are kept: none of an engine that failed before, in or at the end of an answer, none of a
   caller that left, none over the limit; an answer ends with its time;
 - a hit needs no place in the queue, but a good key, and counts as a request and not as tokens;
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -161,6 +163,16 @@ async def test_keys_do_not_share_answers_and_a_hit_counts_as_a_request(gateway: 
         assert [answer.headers.get("x-cache") for answer in found[:4]] == ["miss", "miss", "hit", "hit"]
         assert len(engine.seen) == 2
         assert running.metric("tokens_total", model="m", key="alice", kind="completion") == 3
+
+
+async def test_answers_of_other_weights_under_the_same_name_are_not_taken(gateway: Any) -> None:
+    settings = options() | {"refreshInterval": "1h"}
+    async with FakeEngine() as engine, gateway(engine, options=settings) as running:
+        (known,) = running.gateway.holder().models.values()
+        for revision, expected in (("a", "miss"), ("a", "hit"), ("b", "miss"), ("b", "hit"), ("a", "hit")):
+            running.gateway.holder.put(Table.of([dataclasses.replace(known, revision=revision)]))
+            answer = await ask(running.port, "/v1/chat/completions", COLD)
+            assert (revision, answer.headers["x-cache"]) == (revision, expected)
 
 
 async def test_a_hit_needs_no_place_in_the_queue(gateway: Any) -> None:

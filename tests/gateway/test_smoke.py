@@ -1,9 +1,9 @@
 """The program of `helm test`, before a gateway and scripted engines.
 
-Proves: it streams a chat and says what came; it names a model when told to; without any model, or without a
-key where one is needed, it ends well and says what to do; and it fails, in words, where a model is not
-ready, not known or refused, where the stream ends without tokens, with an error or half-way, and where
-nothing listens; it shows no key, and takes a certificate for another name only when told to.
+Proves: it streams a chat and says what came, be it thoughts alone; it names a model when told to; without any
+model, or without a key where one is needed, it ends well and says what to do; and it fails, in words, where a
+model is not ready, not known or refused, where the stream ends without tokens, with an error or half-way, and
+where nothing listens; it shows no key, and takes a certificate for another name only when told to.
 """
 
 from __future__ import annotations
@@ -56,6 +56,17 @@ async def test_a_chat_is_streamed_and_told(raw_gateway: Any, smoke_test: Any) ->
     assert "m streamed 2 tokens in" in done.out
     assert "'Hello'" in done.out
     assert engine.seen[0].json()["max_tokens"] == 16
+
+
+async def test_thoughts_are_tokens_too(raw_gateway: Any, smoke_test: Any) -> None:
+    """Of so few tokens, a model that thinks has nothing else."""
+    thoughts = [fake.chat_chunk(delta={"reasoning": text}) for text in ("hm", ", hm")]
+    script = fake.pieces([ROLE, *thoughts, fake.finish("length"), fake.DONE])
+    async with FakeEngine(script) as engine, raw_gateway(engine) as running:
+        done = await smoke_test(running.port)
+    assert (done.code, done.err) == (0, "")
+    assert "m streamed 2 tokens in" in done.out
+    assert "'hm, hm'" in done.out
 
 
 @pytest.mark.parametrize(("name", "code"), [("m", 0), ("other", 1)])

@@ -2,16 +2,17 @@
 
 Proves: streams and plain answers over HTTPS, and the same bytes as over HTTP; a caller that leaves frees the
 engine; a renewed certificate is taken up by new connections while open streams go on; files that do not fit
-together keep the old certificate and are reported; a gateway does not start without a usable one; a bad head
-is refused over TLS too; old versions of the protocol are not spoken; who never ends its handshake is cut; who
-reads a large answer slowly gets all of it, also of a gateway that stops, for as long as it may drain; who has
-read everything and says no goodbye is not waited for.
+together keep the old certificate, are reported and tried again; a gateway does not start without a usable
+one; a bad head is refused over TLS too; old versions of the protocol are not spoken; who never ends its
+handshake is cut; who reads a large answer slowly gets all of it, also of a gateway that stops, for as long as
+it may drain; who has read everything and says no goodbye is not waited for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import ssl
@@ -123,6 +124,20 @@ def test_files_that_do_not_fit_keep_what_was_good(files: Files) -> None:
     asyncio.run(certificate.reload())
     assert "No such file" in certificate.problem
     files.renew()
+    asyncio.run(certificate.reload())
+    assert certificate.problem == ""
+
+
+def test_files_that_did_not_fit_are_read_again_though_nothing_tells_of_a_change(files: Files) -> None:
+    """What kept them from being read may lie elsewhere, and a file's time may be as coarse as a second."""
+    certificate = Certificate(files.cert, files.key)
+    good = files.key.read_text()
+    files.key.write_text("nonsense")
+    os.utime(files.key, ns=(0, 0))
+    asyncio.run(certificate.reload())
+    assert certificate.problem
+    files.key.write_text(good)
+    os.utime(files.key, ns=(0, 0))
     asyncio.run(certificate.reload())
     assert certificate.problem == ""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -28,6 +29,7 @@ from vllm_models import model_body
 
 from vllm_operator.app import Operator
 from vllm_operator.clock import SystemClock
+from vllm_operator.errors import SettingsError
 from vllm_operator.settings import Settings, parse_settings
 
 DEPLOYMENTS, SERVICES, LEASES = resource("deployments"), resource("services"), resource("leases")
@@ -154,13 +156,14 @@ async def test_a_deletion_that_was_missed_is_healed(api: KubeApi) -> None:
         )
 
 
-async def test_a_crd_that_comes_late_is_waited_for(api: KubeApi) -> None:
+async def test_a_crd_that_comes_late_is_waited_for(api: KubeApi, caplog: pytest.LogCaptureFixture) -> None:
     missing = api.fault(
         "GET", "/vllmmodels", 404, message="the server could not find the requested resource", times=9999
     )
     async with operator(api) as made:
         await asyncio.sleep(0.3)
         assert made.ready() == "the tables are not complete yet"
+        await eventually(lambda: "is the chart's definition" in str([vars(item) for item in caplog.records]))
         missing.times = 0
         api.create(VLLM_MODELS, "ns", model_body())
         await eventually(lambda: reason(api), "the model is served")
@@ -248,6 +251,17 @@ async def test_the_management_port(api: KubeApi, caplog: pytest.LogCaptureFixtur
         'vllm_operator_api_errors_total{code="404"}',
     ):
         assert line in text
+
+
+async def test_a_port_that_is_taken_is_one_line(api: KubeApi) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        made = Operator(
+            ApiClient(Configuration()), settings(managementPort=port), "system", "one", SystemClock()
+        )
+        with pytest.raises(SettingsError, match=f"managementPort: cannot listen on 127.0.0.1:{port}: "):
+            await made.run()
 
 
 def test_a_hung_watch_is_not_alive() -> None:

@@ -22,7 +22,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 from vllm_operator import cluster as cluster_module
 from vllm_operator.cluster import Cluster, connect
 from vllm_operator.errors import ApiError, Conflict, Forbidden, Gone, Invalid, NotFound, Unavailable
-from vllm_operator.kinds import GROUPS, PODS, SECRETS, SERVICES, Kind, ObjectKey, uid_of
+from vllm_operator.kinds import EVENTS, GROUPS, PODS, SECRETS, SERVICES, Kind, ObjectKey, uid_of
 
 KEY = ObjectKey("ns", "s")
 BODY = {
@@ -159,6 +159,16 @@ async def test_a_silent_watch_ends(api: KubeApi, counted: Counted, monkeypatch: 
     with pytest.raises(Unavailable):
         async for _ in counted.cluster.watch(PODS, "", "", "1000"):
             pass
+
+
+async def test_a_watch_of_events_may_be_silent_and_is_ended_by_the_server(
+    api: KubeApi, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server sends no bookmarks of them: else each silence of 90 s would be a failure, and a whole list."""
+    monkeypatch.setattr(cluster_module, "WATCH_TIMEOUT", aiohttp.ClientTimeout(total=None, sock_read=0.05))
+    monkeypatch.setattr(cluster_module, "UNMARKED_SECONDS", 1)
+    assert [event async for event in counted.cluster.watch(EVENTS, "", "", "1000")] == []
+    assert counted.codes == []
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,9 @@ def test_validate_is_content_with_what_is_right(folder: Path) -> None:
     ("text", "code"),
     [
         ("a: [", 1),
+        ("made: 2024-13-01", 1),
+        ("made: !!int x", 1),
+        ("a: &a [*a]", 1),
         ("kind: VLLMModel", 1),
         ("kind: VLLMModel\nmetadata: x", 1),
         ("kind: Pod", 2),
@@ -104,6 +107,18 @@ def test_validate_is_content_with_what_is_right(folder: Path) -> None:
 def test_validate_on_odd_files(tmp_path: Path, text: str, code: int) -> None:
     (tmp_path / "x.yaml").write_text(text)
     assert run("validate", str(tmp_path)) == code
+
+
+@pytest.mark.parametrize("text", ["logLevel: [", "made: 2024-13-01", "a: &a [*a]", "logLevel: 2024-01-01"])
+def test_settings_that_are_no_yaml_are_told_with_their_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(SettingsError, match=r"s\.yaml: "):
+        load_settings(tmp_path / "s.yaml")
+
+
+def test_a_date_is_the_text_that_it_was(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("images: {cuda: 2024-01-01}")
+    assert load_settings(tmp_path / "s.yaml").images.cuda == "2024-01-01"
 
 
 def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

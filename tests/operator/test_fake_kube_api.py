@@ -230,6 +230,13 @@ async def test_an_object_that_leaves_the_selection_is_deleted_for_the_watcher(
     assert seen == [("ADDED", "a"), ("DELETED", "a")]
 
 
+async def test_no_bookmark_comes_of_events(http: aiohttp.ClientSession) -> None:
+    """As of a real server, which has no watch cache of them."""
+    query = {"watch": "1", "allowWatchBookmarks": "true", "timeoutSeconds": "1"}
+    async with http.get("/api/v1/events", params=query) as response:
+        assert await response.read() == b""
+
+
 async def test_bookmarks_come_in_silence_and_the_timeout_ends_the_watch(http: aiohttp.ClientSession) -> None:
     seen = await watch(http, "/api/v1/pods", 99, allowWatchBookmarks="true", timeoutSeconds="0.2")
     assert set(seen) == {("BOOKMARK", "")}

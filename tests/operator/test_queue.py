@@ -1,10 +1,10 @@
 """The queue: which key is worked on when.
 
 Proves: one worker per key; doubles fold; a key added during its work runs once more; other keys go on
-meanwhile; the limit of concurrent work; growing, capped waits without end after failures, reset by a
-success; Retry-After; later appointments, of which the earliest stands; cancellation ends the work that runs;
-keys with precedence go first, also those that get it while they wait, and the others keep their share of
-turns.
+meanwhile; the limit of concurrent work; growing, capped waits without end after failures, reset by a success,
+of what should never end by a long life; Retry-After; later appointments, of which the earliest stands;
+cancellation ends the work that runs; keys with precedence go first, also those that get it while they wait,
+and the others keep their share of turns.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 
 from fake_clock import FakeClock, settle
 
-from vllm_operator.backoff import Backoff
+from vllm_operator.backoff import Backoff, Restarts
 from vllm_operator.errors import Unavailable
 from vllm_operator.queue import SHARE, Line, Queue
 
@@ -223,3 +223,8 @@ async def test_work_is_done_in_order_of_precedence(clock: FakeClock) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert worker.started == ["C", "D", "a", "b"]
+
+
+def test_what_ran_for_long_begins_anew_with_short_waits() -> None:
+    restarts = Restarts(Steady(first=1, cap=10))
+    assert [restarts.pause(lasted) for lasted in (0, 5, 0, 0, 0, 60, 0)] == [1, 2, 4, 8, 10, 1, 2]

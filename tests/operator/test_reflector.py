@@ -3,7 +3,7 @@
 Proves: list then watch; a watch that ends or fails goes on; 410 twice in a row; a deletion missed in a gap
 is told; nothing is told twice; what our own write answered is no change when its echo comes; an answer that
 comes after the deletion is no ghost; a missing right and an absent server are tried again, a refusal that
-passes soon; the projection (E18, E19).
+passes soon; an event that is longer than the client's buffer; the projection (E18, E19).
 """
 
 from __future__ import annotations
@@ -213,3 +213,16 @@ async def test_only_the_projection_is_kept(api: KubeApi, cluster: Cluster) -> No
         cluster, lambda body: {"metadata": {key: body["metadata"][key] for key in keep}}
     ) as follower:
         assert set(follower.reflector.table[ObjectKey("ns", "a")]["metadata"]) == set(keep)
+
+
+async def test_an_event_that_is_longer_than_the_clients_buffer_is_found_by_a_list(api: KubeApi) -> None:
+    """aiohttp's error for it is none of its client's, and anybody may make a large pod."""
+    configuration = Configuration()
+    configuration.host = api.url
+    configuration.client_session_kwargs = {"read_bufsize": 1024}  # ours is 2 MiB
+    async with ApiClient(configuration) as client, Follower(Cluster(client)) as follower:
+        labels, annotations = {"app": "x"}, {"long": "x" * 10_000}
+        api.create(FAKE_PODS, "ns", {"metadata": {"name": "a", "labels": labels, "annotations": annotations}})
+        await follower.until("a")
+        make(api, "b")
+        await follower.until("a", "b")

@@ -180,6 +180,18 @@ def test_gpus_are_counted_as_pods_come_and_go() -> None:
     assert free(ledger) == 8
 
 
+def test_nothing_is_kept_of_a_node_without_pods() -> None:
+    """Autoscalers make nodes and end them for months, each with a name of its own."""
+    ledger = NodeLedger()
+    for number in range(100):
+        came, moved = pod("a", node=""), pod("a", node=f"n{number}")
+        ledger.note(None, came)
+        ledger.note(came, moved)
+        ledger.note(moved, pod("a", node=f"n{number}", phase="Succeeded"))
+        ledger.note(pod("a", node=f"n{number}", phase="Succeeded"), None)
+    assert (len(ledger._pods), len(ledger._held)) == (0, 0)
+
+
 def test_a_node_that_changes_is_seen() -> None:
     ledger = NodeLedger()
     before = slim_node({"metadata": {"name": "n"}, "status": {"allocatable": {"nvidia.com/gpu": "8"}}})

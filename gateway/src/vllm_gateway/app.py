@@ -171,6 +171,7 @@ def make_api(services: Services) -> FastAPI:
         version=__version__,
         summary="Chat streamed from vLLM: a simple API and the OpenAI-compatible one.",
         redoc_url=None,
+        redirect_slashes=False,
     )
     api.include_router(models_router(services))
     api.include_router(health_router(services))

@@ -109,7 +109,9 @@ def chat(target: Target, model: str) -> str:
 
 
 def read_tokens(stream: IO[bytes]) -> Iterator[str]:
-    """The tokens of `/chat/stream` up to its last event. Raises Failed where that is missing or an error."""
+    """The tokens of `/chat/stream`, those of thoughts too, up to its last event. Raises Failed where that is
+    missing or an error.
+    """
     for line in stream:
         if not line.startswith(b"data: "):
             continue
@@ -118,7 +120,7 @@ def read_tokens(stream: IO[bytes]) -> Iterator[str]:
             raise Failed(f"the stream ended with an error: {event['error']['message']}")
         if event.get("done"):
             return
-        yield event["token"]
+        yield event.get("token") or event.get("reasoning", "")
     raise Failed("the stream broke off before its last event")
 
 

@@ -34,9 +34,9 @@ class Certificate:
             await self.reload()
 
     async def reload(self) -> None:
-        """Takes up files that changed since they were last looked at."""
+        """Takes up files that changed since they were last looked at; bad ones are read again each time."""
         seen = await asyncio.to_thread(self._signature)
-        if seen != self._seen:
+        if seen != self._seen or self.problem:
             self._seen = seen
             self._report(await asyncio.to_thread(self._load))
 
@@ -56,11 +56,11 @@ class Certificate:
             return str(error)
 
     def _report(self, problem: str) -> None:
-        if problem:
+        if problem and problem != self.problem:
             _LOG.error(
                 "certificate not read; the one from before stays", extra={"fields": {"problem": problem}}
             )
-        else:
+        elif not problem:
             _LOG.info("certificate read", extra={"fields": {"file": str(self._cert)}})
         self.problem = problem
 

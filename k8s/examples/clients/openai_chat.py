@@ -2,8 +2,10 @@
 
 Usage: openai_chat.py BASE_URL MODEL QUESTION
 For example: openai_chat.py http://127.0.0.1:3000/v1 smollm2 "Say hello."
+OPENAI_API_KEY is the key, where the gateway asks for one.
 """
 
+import os
 import sys
 
 from openai import OpenAI
@@ -13,7 +15,7 @@ def main() -> None:
     if len(sys.argv) != 4:
         sys.exit(__doc__)
     base_url, model, question = sys.argv[1:]
-    client = OpenAI(base_url=base_url, api_key="none")
+    client = OpenAI(base_url=base_url, api_key=os.environ.get("OPENAI_API_KEY", "none"))
     stream = client.chat.completions.create(
         model=model,
         messages=[{"role": "user", "content": question}],

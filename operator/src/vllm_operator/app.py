@@ -14,11 +14,11 @@ from kubernetes.aio.client import ApiClient
 from prometheus_client import disable_created_metrics
 
 from vllm_operator import __version__
-from vllm_operator.backoff import Backoff
+from vllm_operator.backoff import Backoff, Restarts
 from vllm_operator.clock import Clock, SystemClock
 from vllm_operator.cluster import Cluster, connect
 from vllm_operator.engine_keys import EngineKeys
-from vllm_operator.errors import ApiError, SettingsError
+from vllm_operator.errors import ApiError, NotFound, SettingsError
 from vllm_operator.events import Recorder
 from vllm_operator.handlers import ModelWatch, connection_info
 from vllm_operator.kinds import MODELS, Body, ObjectKey
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 # Every watch hears something within 90 s or starts again; a loop that is silent for longer hangs.
 SILENCE_SECONDS = 180
 LEASE_SILENCE_SECONDS = 60
+NO_DEFINITION = "the cluster does not know VLLMModels: is the chart's definition (CRD) installed?"
 
 
 class Operator:
@@ -128,12 +129,14 @@ class Operator:
         watch = ModelWatch(
             heard, lambda: connection_info(self._client.configuration), self._settings.watch_namespaces
         )
-        for pause in Backoff(first=0.5, cap=15):
+        restarts = Restarts(Backoff(first=0.5, cap=15))
+        while True:
+            began = self._clock.monotonic()
             try:
                 await watch.run()
             except RuntimeError as error:
                 log.warning("watch restarts", extra={"kind": MODELS.kind, "error": str(error)})
-            await self._clock.sleep(pause)
+            await self._clock.sleep(restarts.pause(self._clock.monotonic() - began))
             await self._list_models(world, queue)
 
     async def _resync(self, world: World, queue: Queue[ModelKey]) -> None:
@@ -169,7 +172,8 @@ class Operator:
                     for namespace in self._settings.watch_namespaces or ("",)
                 ]
             except ApiError as error:
-                log.warning("models not listed", extra={"code": error.code, "error": error.message})
+                why = NO_DEFINITION if isinstance(error, NotFound) else error.message
+                log.warning("models not listed", extra={"code": error.code, "error": why})
                 await self._clock.sleep(pause)
                 continue
             version = min(int(listing.version) for listing in listings)

@@ -26,3 +26,18 @@ class Backoff:
         while True:
             failures += 1
             yield self.after(failures)
+
+
+@dataclass
+class Restarts:
+    """The waits before what should run for ever is started again."""
+
+    backoff: Backoff
+    failures: int = 0
+
+    def pause(self, lasted: float) -> float:
+        """Seconds to wait where it ran for `lasted`: longer than the cap, and it counts as the first failure.
+        Else some failures in the course of months would make each one after them slow.
+        """
+        self.failures = 1 if lasted > self.backoff.cap else self.failures + 1
+        return self.backoff.after(self.failures)

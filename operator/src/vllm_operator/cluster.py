@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
 from kubernetes.aio import config as kube_config
 from kubernetes.aio.client import ApiClient, Configuration
 
@@ -39,6 +40,9 @@ REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=30, connect=10)
 # The server sends a bookmark at least every minute; a watch that is silent for longer is dead.
 WATCH_SILENCE_SECONDS = 90
 WATCH_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=10, sock_read=WATCH_SILENCE_SECONDS)
+# Without bookmarks silence says nothing. So such a watch is ended by the server itself, and begun anew.
+UNMARKED_SECONDS = 540
+UNMARKED_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=10, sock_read=UNMARKED_SECONDS + 60)
 MAX_CONNECTIONS = 100
 
 _APPLY = "application/apply-patch+yaml"
@@ -185,8 +189,11 @@ class Cluster:
         """Changes after `since` until the server ends the stream. Gone where it remembers no further back."""
         query = {"watch": "1", "allowWatchBookmarks": "true", "resourceVersion": since}
         query |= _selectors(selector, fields)
+        limits = WATCH_TIMEOUT
+        if not kind.bookmarks:
+            query["timeoutSeconds"], limits = str(UNMARKED_SECONDS), UNMARKED_TIMEOUT
         accept = _METADATA if kind.metadata_only else _JSON
-        response = await self._send("GET", kind.path(namespace), query, None, WATCH_TIMEOUT, accept=accept)
+        response = await self._send("GET", kind.path(namespace), query, None, limits, accept=accept)
         try:
             async with _reachable():
                 async for line in response.content:
@@ -274,10 +281,14 @@ def _status_of(raw: bytes) -> dict[str, Any]:
 
 @contextlib.asynccontextmanager
 async def _reachable(count_error: Callable[[int], None] = lambda _code: None) -> AsyncIterator[None]:
-    """Turns what the transport raises into Unavailable."""
+    """Turns what the transport raises into Unavailable.
+
+    A TimeoutError is an OSError. HttpProcessingError is aiohttp's for an event of a watch that is longer than
+    its buffer: a large object, which anybody may make, must not end the operator.
+    """
     try:
         yield
-    except (aiohttp.ClientError, OSError, ValueError) as error:  # a TimeoutError is an OSError
+    except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
         count_error(0)
         what = clip(str(error) or type(error).__name__, 256)
         raise Unavailable(0, "Unreachable", f"the API server cannot be reached: {what}") from error

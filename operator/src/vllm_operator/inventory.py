@@ -60,6 +60,9 @@ class NodeLedger:
             self._pods[old["spec"]["nodeName"]].pop(key_of(old), None)
         if new is not None and (node := new["spec"]["nodeName"]):
             self._pods[node][key_of(new)] = new
+        if old is not None and not self._pods[node := old["spec"]["nodeName"]]:
+            del self._pods[node]  # it may have gone, and an autoscaler gives each new one another name
+            self._held.pop(node, None)
 
     def note_node(self, old: Body | None, new: Body | None) -> None:
         """A free GPU is the scheduler's business: no model is worked on because of it."""

@@ -27,7 +27,7 @@ class Kind:
     nothing that was sent then is taken away later.
 
     `kept`: an object that is no longer wanted stays until its model is deleted. `optional`: a cluster may not
-    have the API.
+    have the API. `bookmarks`: a watch of it is never silent for long.
     """
 
     api_version: str
@@ -38,6 +38,7 @@ class Kind:
     fixed: tuple[str, ...] = ()
     kept: bool = False
     optional: bool = False
+    bookmarks: bool = True
 
     def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
         root = "/apis" if "/" in self.api_version else "/api"
@@ -54,7 +55,8 @@ BUDGETS = Kind("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
 NETWORK_POLICIES = Kind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
 PODS = Kind("v1", "Pod", "pods")
 NODES = Kind("v1", "Node", "nodes", namespaced=False)
-EVENTS = Kind("v1", "Event", "events")
+# The API server keeps no watch cache of Events (by default), from which bookmarks would come.
+EVENTS = Kind("v1", "Event", "events", bookmarks=False)
 SECRETS = Kind("v1", "Secret", "secrets", metadata_only=True)
 AUTOSCALERS = Kind("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
 LEASES = Kind("coordination.k8s.io/v1", "Lease", "leases")

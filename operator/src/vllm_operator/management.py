@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
+from vllm_operator.errors import SettingsError
+
 Health = Callable[[], str]  # "" when healthy, else why not
 
 
@@ -14,7 +16,7 @@ Health = Callable[[], str]  # "" when healthy, else why not
 async def serve(
     host: str, port: int, *, metrics: Callable[[], bytes], live: Health, ready: Health
 ) -> AsyncIterator[int]:
-    """Yields the port in use."""
+    """Yields the port in use. Raises SettingsError where it cannot be had."""
 
     async def show_metrics(_request: web.Request) -> web.Response:
         return web.Response(
@@ -28,7 +30,12 @@ async def serve(
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
     await runner.setup()
     try:
-        await web.TCPSite(runner, host or None, port).start()
+        try:
+            await web.TCPSite(runner, host or None, port).start()
+        except OSError as error:
+            raise SettingsError(
+                f"managementPort: cannot listen on {host}:{port}: {error.strerror}"
+            ) from error
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()

@@ -15,7 +15,7 @@ from vllm_operator.api.crd import crd_manifest
 from vllm_operator.api.parsing import parse
 from vllm_operator.errors import SpecError
 from vllm_operator.render import render
-from vllm_operator.settings import Settings
+from vllm_operator.settings import UNREADABLE, Settings, json_like
 
 INVALID, WRONG_USE = 1, 2
 
@@ -55,22 +55,13 @@ def documents(paths: Iterable[Path]) -> Iterator[Document]:
 
 def _in_file(file: Path) -> Iterator[Document]:
     try:
-        loaded = list(yaml.safe_load_all(file.read_text()))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        loaded = [json_like(body) for body in yaml.safe_load_all(file.read_text())]
+    except UNREADABLE as error:
         yield Document(file, {}, " ".join(str(error).split()))
         return
     for body in loaded:
         if isinstance(body, dict) and body.get("kind") == names.KIND:
-            yield Document(file, _json_like(body))
-
-
-def _json_like(value: Any) -> Any:
-    """YAML's dates as the text that a JSON document would have."""
-    if isinstance(value, dict):
-        return {str(key): _json_like(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_json_like(item) for item in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+            yield Document(file, body)
 
 
 def _rendered(document: Document, settings: Settings) -> tuple[dict[str, Any], ...]:

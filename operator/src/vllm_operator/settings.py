@@ -20,6 +20,9 @@ from vllm_operator.errors import SettingsError
 from vllm_operator.names import LEASE_NAME
 
 DEFAULT_PATH = Path("/etc/vllm-fleet/operator.yaml")
+# What reading a file of YAML raises: PyYAML's own errors, and what it lets through, for a date that is none
+# (2024-13-01), `!!int x` or a list that holds itself, say.
+UNREADABLE = (OSError, yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
 
 
 class Images(Section):
@@ -184,10 +187,19 @@ def load_settings(path: Path | None) -> Settings:
         return Settings()
     path = path or DEFAULT_PATH
     try:
-        raw = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        raw = json_like(yaml.safe_load(path.read_text()))
+    except UNREADABLE as error:
         raise SettingsError(f"{path}: {error}") from error
     return parse_settings(raw or {}, str(path))
+
+
+def json_like(value: Any) -> Any:
+    """YAML's dates as the text that a JSON document would have."""
+    if isinstance(value, dict):
+        return {str(key): json_like(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [json_like(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def parse_settings(raw: Any, where: str) -> Settings:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 
 from vllm_gateway import __version__, tasks
 from vllm_gateway.discovery.engine_keys import MasterKey
-from vllm_gateway.discovery.objects import LABEL_MANAGER, MANAGER, models_of
+from vllm_gateway.discovery.objects import LABEL_MANAGER, MANAGER, Models
 from vllm_gateway.discovery.reflector import ApiError, Json, Reflector
 from vllm_gateway.discovery.source import TableHolder
 from vllm_gateway.routing.table import Table
 from vllm_gateway.settings import BadSettings
 
+_LOG = logging.getLogger("vllm_gateway.discovery")
 _MODELS = "/apis/vllm-fleet.dev/v1alpha1{scope}/vllmmodels"
 _SLICES = "/apis/discovery.k8s.io/v1{scope}/endpointslices"
 _OWN_SLICES = {"labelSelector": f"{LABEL_MANAGER}={MANAGER},vllm-fleet.dev/model"}
@@ -51,7 +54,8 @@ class KubeApi:
                 yield json.loads(line)
         except TimeoutError as error:
             raise ApiError(0, f"the Kubernetes API was silent for {_SILENCE:g} s") from error
-        except (OSError, aiohttp.ClientError, ValueError) as error:
+        except (OSError, aiohttp.ClientError, HttpProcessingError, ValueError) as error:
+            # HttpProcessingError: an event that is longer than aiohttp's buffer
             raise ApiError(0, f"the Kubernetes API broke off: {_words(error)}") from error
         finally:
             response.close()
@@ -105,6 +109,7 @@ class KubernetesSource:
         self._holder = holder
         self._master = master or MasterKey(None)
         self._api = KubeApi()
+        self._built = Models()
         self._news = asyncio.Event()
         scopes = [f"/namespaces/{namespace}" for namespace in namespaces] or [""]
         self._models = [self._reflect(_MODELS.format(scope=scope), {}) for scope in scopes]
@@ -135,18 +140,25 @@ class KubernetesSource:
             await self._news.wait()
             await asyncio.sleep(_GATHER_SECONDS)  # a rollout changes many objects at once
             self._news.clear()
-            table = self._build()
-            if table != self._holder():
-                self._holder.put(table)
+            try:
+                self._publish()
+            except Exception:  # noqa: BLE001 - the next change is to be tried, or nobody would hear of it
+                _LOG.exception("the table was not changed")
+
+    def _publish(self) -> None:
+        table = self._build()
+        if table != self._holder():
+            self._holder.put(table)
 
     def _build(self) -> Table:
         reflectors = (*self._models, *self._slices)
-        models = [item for reflector in self._models for item in reflector.items.values()]
+        bodies = [item for reflector in self._models for item in reflector.items.values()]
         slices = [item for reflector in self._slices for item in reflector.items.values()]
         problems = (self._master.problem, *(reflector.problem for reflector in reflectors))
         notes = dict.fromkeys(filter(None, problems))
         complete = all(reflector.synced for reflector in reflectors)
-        return Table.of(models_of(models, slices, self._master.both), complete=complete, notes=notes)
+        models = self._built.of(bodies, slices, self._master.both)
+        return Table.of(models, complete=complete, notes=notes)
 
 
 def _in_cluster() -> bool:

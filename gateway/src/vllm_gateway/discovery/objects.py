@@ -8,7 +8,9 @@ Service or a slice in a namespace cannot take over a model's requests by its lab
 from __future__ import annotations
 
 import datetime
+import operator
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from vllm_gateway.routing.table import Endpoint, Limits, Model
@@ -36,27 +38,63 @@ def no_keys(_namespace: str, _name: str, _uid: str) -> Keys:
     return None, None
 
 
-def models_of(models: Iterable[Json], slices: Iterable[Json], keys_of: KeysOf = no_keys) -> list[Model]:
+@dataclass(frozen=True, slots=True)
+class _Built:
+    """A model, and all that it was made of: objects as the API gave them, which nobody changes."""
+
+    body: Json
+    slices: tuple[Json, ...]
+    keys: Keys
+    model: Model
+
+
+class Models:
     """One `Model` for each VLLMModel, with the endpoints that its slices make ready.
 
-    `keys_of(namespace, name, uid)` is the key that the model's engines ask for, and the one before it.
+    Of a thousand models a change concerns few, and streams wait while the others are built: those are kept.
     """
-    by_service: dict[tuple[str, str], list[Json]] = {}
-    for item in slices:
-        metadata = _mapping(item.get("metadata"))
-        service = _mapping(metadata.get("labels")).get(LABEL_SERVICE, "")
-        by_service.setdefault((str(metadata.get("namespace", "")), str(service)), []).append(item)
-    return [_model(body, by_service, keys_of) for body in models]
+
+    def __init__(self) -> None:
+        self._built: dict[str, _Built] = {}
+
+    def of(self, models: Iterable[Json], slices: Iterable[Json], keys_of: KeysOf = no_keys) -> list[Model]:
+        """`keys_of(namespace, name, uid)` is the key that the model's engines ask for, and the one before."""
+        by_service: dict[tuple[str, str], list[Json]] = {}
+        for item in slices:
+            metadata = _mapping(item.get("metadata"))
+            service = _mapping(metadata.get("labels")).get(LABEL_SERVICE, "")
+            by_service.setdefault((str(metadata.get("namespace", "")), str(service)), []).append(item)
+        built = [self._one(body, by_service, keys_of) for body in models]
+        self._built = {one.model.key: one for one in built}
+        return [one.model for one in built]
+
+    def _one(self, body: Json, by_service: dict[tuple[str, str], list[Json]], keys_of: KeysOf) -> _Built:
+        metadata = _mapping(body.get("metadata"))
+        namespace, name, uid = (str(metadata.get(field, "")) for field in ("namespace", "name", "uid"))
+        slices = tuple(by_service.get((namespace, f"{name}-engine"), ()))
+        keys = keys_of(namespace, name, uid)
+        known = self._built.get(f"{namespace}/{name}")
+        if known is not None and known.body is body and known.keys == keys and _same(known.slices, slices):
+            return known
+        own = [item for item in slices if _belongs(item, uid)]
+        endpoints = tuple({end.id: end for item in own for end in _endpoints(item, keys)}.values())
+        return _Built(body, slices, keys, _model(body, endpoints))
 
 
-def _model(body: Json, by_service: dict[tuple[str, str], list[Json]], keys_of: KeysOf) -> Model:
+def models_of(models: Iterable[Json], slices: Iterable[Json], keys_of: KeysOf = no_keys) -> list[Model]:
+    """The same, once."""
+    return Models().of(models, slices, keys_of)
+
+
+def _same(ones: tuple[Json, ...], others: tuple[Json, ...]) -> bool:
+    return len(ones) == len(others) and all(map(operator.is_, ones, others))
+
+
+def _model(body: Json, endpoints: tuple[Endpoint, ...]) -> Model:
     metadata, status = _mapping(body.get("metadata")), _mapping(body.get("status"))
     spec = _mapping(body.get("spec"))
     gateway = _mapping(spec.get("gateway"))
-    namespace, name, uid = (str(metadata.get(field, "")) for field in ("namespace", "name", "uid"))
-    own = [item for item in by_service.get((namespace, f"{name}-engine"), ()) if _belongs(item, uid)]
-    keys = keys_of(namespace, name, uid)
-    endpoints = tuple({end.id: end for item in own for end in _endpoints(item, keys)}.values())
+    name, namespace = str(metadata.get("name", "")), str(metadata.get("namespace", ""))
     reason, message = ("", "") if endpoints else _why_not(status)
     weight = _number(gateway.get("weight"))
     adapters = tuple(str(item["name"]) for item in spec.get("adapters") or () if _mapping(item).get("name"))
@@ -74,6 +112,7 @@ def _model(body: Json, by_service: dict[tuple[str, str], list[Json]], keys_of: K
         created=_timestamp(metadata.get("creationTimestamp")),
         weight=_DEFAULT_WEIGHT if weight is None else weight,
         limits=_limits(gateway, _mapping(spec.get("autoscaling"))),
+        revision=str(_mapping(status.get("lastServed")).get("template", "")),
         routing=_ROUTINGS.get(str(gateway.get("routing"))),
         adapters=adapters,
         granted_adapters=tuple(name for name in adapters if name in granted),

@@ -77,6 +77,9 @@ class Reflector:
                     self._report(error)
                 if error.code == 0:
                     self._backoff = min(_MAX_BACKOFF_WHILE_AWAY, self._backoff)
+            except Exception as error:  # noqa: BLE001 - a mirror that ends would be believed for ever
+                _LOG.exception("cannot watch", extra={"fields": {"path": self.path}})
+                self._tell(f"{type(error).__name__}: {error}")
             await asyncio.sleep(self._backoff * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
             self._backoff = min(_MAX_BACKOFF, self._backoff * 2)
 
@@ -135,8 +138,11 @@ class Reflector:
             "cannot watch",
             extra={"fields": {"path": self.path, "code": error.code, "error": error.message}},
         )
-        if self.problem != error.message:
-            self.problem = error.message
+        self._tell(error.message)
+
+    def _tell(self, problem: str) -> None:
+        if self.problem != problem:
+            self.problem = problem
             self._changed()
 
 

@@ -55,8 +55,9 @@ class Model:
 
     `reason` and `message` say why there is no endpoint, in the words of the Ready condition; `stalled` that
     time alone will not change it, `starting` that a pod is about to serve, as in a rollout in place.
-    `adapters` are its LoRA adapters, `granted_adapters` those whose name works
-    without the model's; `adapter` is set where this is the model with one of them (`as_adapter`).
+    `revision` changes with the pods that serve it: another one may answer otherwise. `adapters` are its LoRA
+    adapters, `granted_adapters` those whose name works without the model's; `adapter` is set where this is
+    the model with one of them (`as_adapter`).
     """
 
     name: str
@@ -72,6 +73,7 @@ class Model:
     weight: int = 100
     limits: Limits = Limits()
     routing: Routing | None = None
+    revision: str = ""
     adapters: tuple[str, ...] = ()
     granted_adapters: tuple[str, ...] = ()
     adapter: str = ""

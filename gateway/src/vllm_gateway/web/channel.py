@@ -23,6 +23,7 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 _HIGH_WATER = 64 * 1024
+_NO_CONTENT = 204  # has no length either (RFC 9110, 8.6)
 
 
 class Flow(Protocol):
@@ -118,7 +119,9 @@ class RawChannel:
         lines += [b"%b: %b\r\n" % header for header in cycle.default_headers]
         lines += [b"%b: %b\r\n" % header for header in headers]
         cycle.keep_alive = cycle.keep_alive and (b"connection", b"close") not in headers
-        if length is not None:
+        if status == _NO_CONTENT:
+            pass
+        elif length is not None:
             lines.append(b"content-length: %d\r\n" % length)
         elif cycle.scope["http_version"] == "1.1":
             self.forwards = True
@@ -243,7 +246,7 @@ class AsgiChannel:
 
     def start(self, status: int, headers: Headers, length: int | None) -> None:
         self.started = True
-        extra = [] if length is None else [(b"content-length", b"%d" % length)]
+        extra = [] if length is None or status == _NO_CONTENT else [(b"content-length", b"%d" % length)]
         self._put({"type": "http.response.start", "status": status, "headers": [*headers, *extra]}, 0)
 
     def write(self, block: bytes) -> None:

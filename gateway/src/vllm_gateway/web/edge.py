@@ -29,6 +29,7 @@ from vllm_gateway.web.routes import ROUTES
 from vllm_gateway.web.services import CALLER, Services
 
 _LOG = logging.getLogger("vllm_gateway.web")
+_ALLOWED = b"POST, OPTIONS"  # of the relayed routes
 _OPEN = frozenset({"/health", "/docs", "/docs/oauth2-redirect", "/openapi.json"})  # never need a key
 _KNOWN_PATHS = frozenset({"/models", "/health", "/v1/models", "/docs", "/openapi.json"})
 
@@ -78,6 +79,8 @@ class Edge:
                 exchange.respond(204, self._cors.preflight(headers), b"")
             elif route is None:
                 await self._by_fastapi(exchange, common, scope, receive, send)
+            elif method == "OPTIONS":
+                exchange.respond(204, [(b"allow", _ALLOWED)], b"")
             elif method != "POST":
                 await exchange.respond_error(_not_post(method, path))
             else:
@@ -184,7 +187,8 @@ class Edge:
 
 
 def _not_post(method: str, path: str) -> GatewayError:
-    return GatewayError(405, "method_not_allowed", f"{path} takes POST, not {method}.", allow="POST, OPTIONS")
+    text = f"{path} takes POST, not {method}."
+    return GatewayError(405, "method_not_allowed", text, allow=_ALLOWED.decode())
 
 
 def _fields(exchange: Exchange) -> dict[str, Any]:

@@ -75,12 +75,14 @@ def models_router(services: Services) -> APIRouter:
         """Every model that the caller may use, and its state."""
         return states(seen(request))
 
+    @router.head("/v1/models", include_in_schema=False)
     @router.get("/v1/models", operation_id="openai_models", response_model_exclude_none=True)
     async def openai_models(request: Request) -> OpenAIModels:
         """The names that requests may give."""
         table = seen(request)
         return OpenAIModels(data=[_named(table, name) for name in table.public_names()])
 
+    @router.head("/v1/models/{name:path}", include_in_schema=False)
     @router.get("/v1/models/{name:path}", operation_id="openai_model", response_model_exclude_none=True)
     async def openai_model(request: Request, name: str) -> OpenAIModel:
         """One name."""

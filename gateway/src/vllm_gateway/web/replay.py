@@ -34,7 +34,8 @@ async def find(
     ttl = settings.ttl if model.limits.cache_ttl is None else model.limits.cache_ttl
     if not ttl:
         return None, None
-    key = cache_key(model.key, exchange.route, body, exchange.caller, settings)
+    answering = f"{model.key}@{model.revision}"  # what other weights have answered is no answer of these
+    key = cache_key(answering, exchange.route, body, exchange.caller, settings)
     if key is None:
         services.metrics.cache_requests.labels("bypass").inc()
         return None, None

@@ -138,7 +138,8 @@ class Spec(Section):
     )
     replicas: Replicas | None = Field(
         None,
-        description="Pods that serve the model; `kubectl scale` sets it. Default: 1. Not with autoscaling.",
+        description="Pods that serve the model; `kubectl scale` sets it. Default: 1. Not with autoscaling. A "
+        "HorizontalPodAutoscaler of the model needs it to be set, and changes it then.",
     )
     autoscaling: Autoscaling | None = Field(None, description="Replicas by load. Not with replicas.")
     adapters: Annotated[tuple[Adapter, ...], AfterValidator(_unique_adapters)] = Field(
