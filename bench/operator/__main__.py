@@ -8,8 +8,8 @@ On the cluster that KUBECONFIG names. The operator runs as its own process with 
 its CPU time and memory are the kernel's figures, its requests those that the API server counts for that
 account. The yardstick is a bare loop that writes the same manifests (`vllm-operator render`) with the same
 client and as many requests at once, and waits until their Deployments are rolled out. Read the ratios:
-seconds belong to the machine. With --production-stack FOLDER another operator runs the same course (see the
-script of that name).
+seconds belong to the machine. With --production-stack FOLDER, --kubeai FOLDER or both, those operators run
+the same course after ours (see the scripts of these names), and the tables have a column for each.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from figures import Lap, Results, between_markers, bound_table, bounds, lap_tabl
 from flows import Client
 from observer import Observer, exists, is_rolled_out, pod_serves
 from programs import BenchError, Program
-from subjects import NAMESPACE, Subject, production_stack, vllm_fleet
+from subjects import NAMESPACE, Subject, kubeai, production_stack, vllm_fleet
 
 from vllm_operator.cluster import connect
 from vllm_operator.errors import ApiError, NotFound
@@ -49,7 +49,7 @@ from vllm_operator.kinds import DEPLOYMENTS, PODS, SERVICES, Kind
 from vllm_operator.settings import Settings
 
 BARE = Client("bare-loop", NAMESPACE, "bench-bare-loop")
-ROLE = "vllm-fleet-operator"
+ROLE = "edit"  # Kubernetes' own; ours may not make Pods
 RESTART_SECONDS = 10  # in which a new process may write, if it is going to
 Options = argparse.Namespace
 
@@ -66,7 +66,8 @@ def parse(argv: list[str] | None = None) -> Options:
     parser.add_argument("--workers", type=int, default=Settings().max_concurrent_reconciles)
     parser.add_argument("--no-edits", action="store_true", help="create and delete only")
     parser.add_argument("--no-bare-loop", action="store_true", help="without the yardstick")
-    parser.add_argument("--production-stack", type=Path, metavar="FOLDER", help="measure that operator")
+    for peer in ("--production-stack", "--kubeai"):
+        parser.add_argument(peer, type=Path, metavar="FOLDER", help="measure that operator too")
     parser.add_argument("--logs", type=Path, help="keep the operator's log there")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the tables between its markers")
     return parser.parse_args(argv)
@@ -124,7 +125,8 @@ class Race:
                 await self._one_by_one()
             for count in self.options.models:
                 await self._compare(count)
-                print(f"{count} models: done, load {os.getloadavg()[0]:.1f}", file=sys.stderr)
+                said = f"{self.subject.title}, {count} models: done, load {os.getloadavg()[0]:.1f}"
+                print(said, file=sys.stderr)
         except BenchError as error:
             self.results.failed = str(error)
 
@@ -139,7 +141,8 @@ class Race:
     async def _compare(self, count: int) -> None:
         edits = not self.options.no_edits
         if not self.options.no_bare_loop:
-            self.results.bare.append(await bare_lap(self.course, self.yardstick, count, edits=edits))
+            kinds = self.subject.children
+            self.results.bare.append(await bare_lap(self.course, self.yardstick, kinds, count, edits=edits))
         self.results.laps.append(await self._lap(count))
 
     async def _lap(self, count: int) -> Lap:
@@ -157,23 +160,34 @@ class Race:
                 self.results.restart = await restart(course, subject, program, RESTART_SECONDS)
             edited = None if self.options.no_edits else await edit_models(course, subject, program, count)
             deleted = await delete_models(course, subject, program)
-            return Lap(count, created, edited, deleted, max(peak, program.memory_mb()))
+            peak = max(peak, program.memory_mb())
+            return Lap(count, created, edited, deleted, peak, os.getloadavg()[0])
         finally:
             program.stop()
 
 
-async def run(options: Options, folder: Path) -> Results:
-    ours, peer = vllm_fleet(options.workers, options.replicas), options.production_stack
-    subject = production_stack(peer) if peer else ours
-    async with track(options, subject, ours, folder) as course:
+def peers(options: Options) -> list[Subject]:
+    built = ((options.production_stack, production_stack), (options.kubeai, kubeai))
+    return [peer(folder.resolve()) for folder, peer in built if folder]
+
+
+async def run(options: Options, folder: Path) -> list[Results]:
+    """Ours, and then the peers, one after the other."""
+    ours = vllm_fleet(options.workers, options.replicas)
+    return [await run_one(options, one, ours, folder) for one in (ours, *peers(options))]
+
+
+async def run_one(options: Options, subject: Subject, yardstick: Subject, folder: Path) -> Results:
+    async with track(options, subject, yardstick, folder) as course:
         kubeconfig = await course.access.kubeconfig(subject.client)
-        results = Results(subject.title)
-        race = Race(options, subject, ours, course, lambda: subject.start(kubeconfig, folder), results)
+        results = Results(subject.title, workload=subject.workload.kind)
+        race = Race(options, subject, yardstick, course, lambda: subject.start(kubeconfig, folder), results)
         await race.run()
     return results
 
 
-def report(results: Results, options: Options, version: str) -> str:
+def report(found: Sequence[Results], options: Options, version: str) -> str:
+    """The bounds are of our operator, and stand below its own tables only."""
     day = datetime.datetime.now(datetime.UTC).date()
     qps = os.environ.get("KUBE_API_QPS")
     limit = f"{qps} requests a second" if qps else "their own default limits"
@@ -182,11 +196,10 @@ def report(results: Results, options: Options, version: str) -> str:
         f"controller-manager and scheduler with {limit}, {options.workers} requests at once, "
         f"load average {os.getloadavg()[0]:.1f} at the end."
     )
-    parts = [f"`{command(sys.argv[1:])}`: {where}", lap_table(results), single_table(results)]
-    if results.bare:
-        parts.append(bound_table(bounds(results)))
-    if results.failed:
-        parts.append(f"Ended early: {results.failed}")
+    parts = [f"`{command(sys.argv[1:])}`: {where}", lap_table(*found), single_table(*found)]
+    if len(found) == 1 and found[0].bare:
+        parts.append(bound_table(bounds(found[0])))
+    parts += [f"{one.title} ended early: {one.failed}" for one in found if one.failed]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -195,14 +208,20 @@ def command(arguments: Sequence[str]) -> str:
     return " ".join(["python bench/operator", *("…" if "/" in item else item for item in arguments)])
 
 
+def variant(beside_peers: bool) -> str:
+    """Which of the document's tables a run fills."""
+    if beside_peers:
+        return ", peers"
+    return ", KUBE_API_QPS" if os.environ.get("KUBE_API_QPS") else ""
+
+
 async def main(options: Options, folder: Path) -> None:
-    results = await run(options, folder)
+    found = await run(options, folder)
     async with await connect() as client:
-        text = report(results, options, await Access(client, folder).version())
+        text = report(found, options, await Access(client, folder).version())
     print(text)
     if options.write:
-        variant = ", KUBE_API_QPS" if os.environ.get("KUBE_API_QPS") else ""
-        options.write.write_text(between_markers(options.write.read_text(), text, variant))
+        options.write.write_text(between_markers(options.write.read_text(), text, variant(len(found) > 1)))
 
 
 if __name__ == "__main__":

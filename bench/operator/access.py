@@ -22,6 +22,7 @@ from vllm_operator.kinds import Body, Kind, key_of
 PLURALS = {
     "Namespace": "namespaces",
     "CustomResourceDefinition": "customresourcedefinitions",
+    "ConfigMap": "configmaps",
     "ServiceAccount": "serviceaccounts",
     "ClusterRole": "clusterroles",
     "ClusterRoleBinding": "clusterrolebindings",
@@ -30,6 +31,7 @@ PLURALS = {
     "FlowSchema": "flowschemas",
     "RuntimeClass": "runtimeclasses",
 }
+IN_A_NAMESPACE = ("ConfigMap", "Role", "RoleBinding", "ServiceAccount")
 TOKEN_SECONDS = 6 * 3600
 DELETION_SECONDS = 120
 
@@ -40,7 +42,7 @@ def kind_of(body: Body) -> Kind:
 
 
 def prerequisites(manifests: Path, component: str) -> list[Body]:
-    """The definitions, accounts and rights in a file of manifests; nothing that runs."""
+    """The definitions, accounts, rights and settings in a file of manifests; nothing that runs."""
     found = [body for body in yaml.safe_load_all(manifests.read_text()) if body]
     wanted = {None, "crd", component}
     return [
@@ -51,13 +53,13 @@ def prerequisites(manifests: Path, component: str) -> list[Body]:
     ]
 
 
-def installed(folder: Path, namespace: str) -> list[Body]:
-    """A kubebuilder project's definitions and rights: config/crd and config/rbac, in `namespace`."""
-    made = [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}]
-    for file in sorted([*(folder / "crd").glob("*.yaml"), *(folder / "rbac").glob("*.yaml")]):
+def installed(files: Iterable[Path], namespace: str) -> list[Body]:
+    """What `prerequisites` finds, but in other projects' files: without our labels, put in `namespace`."""
+    made = [namespace_body(namespace)]
+    for file in files:
         for body in yaml.safe_load_all(file.read_text()):
             if body and body.get("kind") in PLURALS:
-                if body["kind"] in ("Role", "RoleBinding", "ServiceAccount"):
+                if body["kind"] in IN_A_NAMESPACE:
                     body["metadata"]["namespace"] = namespace
                 made.append(body)
     return made
@@ -152,7 +154,7 @@ def namespace_body(name: str) -> Body:
 
 
 def bare_client_bodies(client: Client, role: str) -> list[Body]:
-    """The bare loop's account, with the operator's own rights in its namespace."""
+    """The bare loop's account, with the rights of a cluster role in its namespace."""
     metadata = {"name": client.account, "namespace": client.namespace}
     subject = {"kind": "ServiceAccount", "name": client.account, "namespace": client.namespace}
     return [

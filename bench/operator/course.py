@@ -21,16 +21,15 @@ from programs import BenchError, Program
 from subjects import NAMESPACE, Subject
 from writer import writer
 
-from vllm_operator.kinds import DEPLOYMENTS, PODS, SERVICES, Body, Kind, ObjectKey
+from vllm_operator.kinds import DEPLOYMENTS, PODS, Body, Kind, ObjectKey
 
-CHILDREN = (SERVICES, DEPLOYMENTS)
 # What the garbage collector still deletes when those are gone: it would slow the next lap down.
 LEFTOVERS = (
     Kind("apps/v1", "ReplicaSet", "replicasets", metadata_only=True),
     Kind("discovery.k8s.io/v1", "EndpointSlice", "endpointslices", metadata_only=True),
     Kind("v1", "Endpoints", "endpoints", metadata_only=True),
 )
-SETTLE_SECONDS = 3.0  # after the last model is ready, for what trails behind
+SETTLE_SECONDS = 4.0  # after the last model is ready, for what trails behind: a worker of KubeAI rests for 3
 QUIET_SECONDS = 10.0  # without a change the cluster has nothing left to do
 LIMIT_SECONDS = 1800.0
 
@@ -62,9 +61,9 @@ class Track:
 
         await self.observer.until(holds, f"{count} {kind.plural} are ready", LIMIT_SECONDS)
 
-    async def until_children(self, count: int) -> None:
+    async def until_children(self, kinds: Iterable[Kind], count: int) -> None:
         def holds() -> bool:
-            return all(len(self.observer.seen[kind]) == count for kind in CHILDREN)
+            return all(len(self.observer.seen[kind]) == count for kind in kinds)
 
         await self.observer.until(holds, f"the children of {count} models exist", LIMIT_SECONDS)
 
@@ -84,11 +83,18 @@ class Track:
             else:
                 raise BenchError(f"{kind.plural} of the lap before stay")
 
-    async def until_quiet(self) -> None:
-        """The controllers, which have limits, have told all that they had to tell."""
+    def children_exist(self, kinds: Iterable[Kind], started: float) -> float:
+        """Seconds until the last of them was there."""
+        return max(seen.first for kind in kinds for seen in self.all(kind)) - started
+
+    async def until_quiet(self, own: Kind) -> None:
+        """The controllers, which have limits, have told all that they had to tell. What an operator writes
+        into its own kind does not count: one writes without end.
+        """
 
         def holds() -> bool:
-            return time.monotonic() - self.observer.last_change > QUIET_SECONDS
+            moments = (moment for kind, moment in self.observer.last_change.items() if kind != own)
+            return time.monotonic() - max(moments) > QUIET_SECONDS
 
         await self.observer.until(holds, "nothing changes any more", LIMIT_SECONDS)
 
@@ -138,14 +144,33 @@ def rendered(model: Body) -> list[Body]:
     return bodies
 
 
+def written(bodies: list[Body], kinds: Iterable[Kind]) -> list[Body]:
+    """What the bare loop writes for a model: the rendered children, or for a peer that makes Pods the Pod."""
+    if PODS not in kinds:
+        return bodies
+    return [_as_pod(body) for body in bodies if body["kind"] == DEPLOYMENTS.kind]
+
+
+def _as_pod(deployment: Body) -> Body:
+    """The Pod that a Deployment's ReplicaSet would make."""
+    metadata, template = deployment["metadata"], deployment["spec"]["template"]
+    named = {"name": metadata["name"], "namespace": metadata["namespace"]}
+    return {
+        "apiVersion": PODS.api_version,
+        "kind": PODS.kind,
+        "metadata": {**template["metadata"], **named},
+        "spec": template["spec"],
+    }
+
+
 async def create_models(track: Track, subject: Subject, program: Program, count: int) -> Phase:
     meter = Meter(track.access, subject.client, program)
     groups = [[subject.model(name)] for name in names(count)]
     async with writer("create", groups, [subject.kind], track.workers) as ready:
         await meter.start()
         started = time.monotonic()
-        await asyncio.gather(ready.go(), track.until_children(count))
-        children = max(seen.first for kind in CHILDREN for seen in track.all(kind)) - started
+        await asyncio.gather(ready.go(), track.until_children(subject.children, count))
+        children = track.children_exist(subject.children, started)
         await track.until_ready(subject.kind, count, {})
         seconds = track.since(started, [subject.kind])
     await asyncio.sleep(SETTLE_SECONDS)
@@ -155,16 +180,16 @@ async def create_models(track: Track, subject: Subject, program: Program, count:
 async def edit_models(track: Track, subject: Subject, program: Program, count: int) -> Phase:
     meter = Meter(track.access, subject.client, program)
     seen, before = track.observer.seen[subject.kind], track.generations(subject.kind)
-    children = track.generations(DEPLOYMENTS)
+    workloads = track.generations(subject.workload)
     groups = [[with_uid(subject.edited(subject.model(name)), seen[name])] for name in names(count)]
     async with writer("apply", groups, [subject.kind], track.workers) as ready:
         await meter.start()
         started = time.monotonic()
         await ready.go()
-        await track.until_ready(DEPLOYMENTS, count, children)
-        rolled = track.since(started, [DEPLOYMENTS])
+        await track.until_ready(subject.workload, count, workloads)
+        rolled = track.since(started, [subject.workload])
         await track.until_ready(subject.kind, count, before)
-        seconds = track.since(started, [subject.kind])
+        seconds = track.since(started, [subject.kind, subject.workload])  # a status may be of the old pods
     await asyncio.sleep(SETTLE_SECONDS)
     return Phase(rolled, seconds, await meter.spent())
 
@@ -185,21 +210,26 @@ async def delete_models(track: Track, subject: Subject, program: Program) -> Pha
     return Phase(seconds, seconds, spent)
 
 
-async def bare_lap(track: Track, subject: Subject, count: int, *, edits: bool) -> Lap:
-    """The yardstick: the same children written by a loop, and the same readiness waited for."""
+async def bare_lap(
+    track: Track, subject: Subject, kinds: tuple[Kind, ...], count: int, *, edits: bool
+) -> Lap:
+    """The yardstick: children of `kinds` written by a loop, and the same readiness waited for.
+
+    A Pod is not edited: it would have to be deleted and made anew, which is an outage.
+    """
     meter = Meter(track.access, track.bare, None)
-    template, edited = (rendered(model) for model in _pair(subject))
+    template, edited = (written(rendered(model), kinds) for model in _pair(subject))
     groups = [_renamed(template, name) for name in names(count)]
     await meter.start()
-    async with writer("create", groups, list(CHILDREN), track.workers, track.bare_kubeconfig) as ready:
+    async with writer("create", groups, list(kinds), track.workers, track.bare_kubeconfig) as ready:
         started = time.monotonic()
-        await asyncio.gather(ready.go(), track.until_children(count))
-        children = max(seen.first for kind in CHILDREN for seen in track.all(kind)) - started
-        await track.until_ready(DEPLOYMENTS, count, {})
-        seconds = track.since(started, [DEPLOYMENTS])
+        await asyncio.gather(ready.go(), track.until_children(kinds, count))
+        children = track.children_exist(kinds, started)
+        await track.until_ready(kinds[-1], count, {})
+        seconds = track.since(started, kinds[-1:])
     await asyncio.sleep(SETTLE_SECONDS)
     created = Phase(children, seconds, await meter.spent())
-    changed = await _edit_bare(track, edited, count) if edits else None
+    changed = await _edit_bare(track, edited, count) if edits and DEPLOYMENTS in kinds else None
     return Lap(count, created, changed, await _delete_bare(track, template, count))
 
 
@@ -215,7 +245,7 @@ def _renamed(bodies: list[Body], name: str) -> list[Body]:
 
 
 def _living(track: Track, bodies: list[Body], name: str) -> list[Body]:
-    by_kind = {kind.kind: track.observer.seen[kind] for kind in CHILDREN}
+    by_kind = {kind.kind: seen for kind, seen in track.observer.seen.items()}
     return [
         with_uid(body, by_kind[body["kind"]][body["metadata"]["name"]]) for body in _renamed(bodies, name)
     ]
@@ -225,7 +255,7 @@ async def _edit_bare(track: Track, bodies: list[Body], count: int) -> Phase:
     deployments = [body for body in bodies if body["kind"] == DEPLOYMENTS.kind]
     before = track.generations(DEPLOYMENTS)
     groups = [_living(track, deployments, name) for name in names(count)]
-    async with writer("apply", groups, list(CHILDREN), track.workers, track.bare_kubeconfig) as ready:
+    async with writer("apply", groups, [DEPLOYMENTS], track.workers, track.bare_kubeconfig) as ready:
         started = time.monotonic()
         await ready.go()
         await track.until_ready(DEPLOYMENTS, count, before)
@@ -235,7 +265,8 @@ async def _edit_bare(track: Track, bodies: list[Body], count: int) -> Phase:
 
 async def _delete_bare(track: Track, bodies: list[Body], count: int) -> Phase:
     groups = [_living(track, bodies, name) for name in names(count)]
-    async with writer("delete", groups, list(CHILDREN), track.workers, track.bare_kubeconfig) as ready:
+    kinds = list(track.observer.seen)
+    async with writer("delete", groups, kinds, track.workers, track.bare_kubeconfig) as ready:
         started = time.monotonic()
         await ready.go()
         await track.until_empty()
@@ -248,35 +279,35 @@ async def singles(track: Track, subject: Subject, samples: int) -> Singles:
     """One model after the other. Leaves none behind."""
     found = Singles()
     for name in names(samples):
-        child, body = subject.child_of(name), subject.model(name)
-        deployments, models = track.observer.seen[DEPLOYMENTS], track.observer.seen[subject.kind]
-        started = time.monotonic()
-        await track.access.cluster.create(subject.kind, body)
+        models, started = track.observer.seen[subject.kind], time.monotonic()
+        await track.access.cluster.create(subject.kind, subject.model(name))
         await track.until_ready(subject.kind, 1, {})
-        found.to_child.append(deployments[child].first - started)
+        found.to_child.append(track.children_exist([subject.workload], started))
         pods = [seen.since for seen in track.all(PODS) if seen.ready]
         found.pod_to_model.append(max(models[name].since - max(pods), 0.0))
-        found.repair.append(await _repair(track, child))
+        found.repair.append(await _repair(track, subject.workload))
+        await asyncio.sleep(SETTLE_SECONDS)
         await track.access.cluster.delete(subject.kind, ObjectKey(NAMESPACE, name), uid=models[name].uid)
         await track.until_empty()
     return found
 
 
-async def _repair(track: Track, child: str) -> float:
-    deployments = track.observer.seen[DEPLOYMENTS]
-    uid, started = deployments[child].uid, time.monotonic()
-    await track.access.cluster.delete(DEPLOYMENTS, ObjectKey(NAMESPACE, child), uid=uid)
+async def _repair(track: Track, workload: Kind) -> float:
+    """Of the only one there is; the new one may have another name."""
+    [(child, seen)] = track.observer.seen[workload].items()
+    started = time.monotonic()
+    await track.access.cluster.delete(workload, ObjectKey(NAMESPACE, child), uid=seen.uid)
 
     def holds() -> bool:
-        return child in deployments and deployments[child].uid != uid
+        return any(other.uid != seen.uid for other in track.all(workload))
 
     await track.observer.until(holds, f"{child} is made again", LIMIT_SECONDS)
-    return deployments[child].first - started
+    return track.children_exist([workload], started)
 
 
 async def idle(track: Track, subject: Subject, program: Program, seconds: float) -> Idle:
     meter = Meter(track.access, subject.client, program)
-    await track.until_quiet()
+    await track.until_quiet(subject.kind)
     await meter.start()
     started = time.monotonic()
     await asyncio.sleep(seconds)

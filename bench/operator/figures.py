@@ -6,6 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from flows import children_writes, per_model, writes
 
@@ -40,6 +41,7 @@ class Lap:
     edited: Phase | None
     deleted: Phase
     peak_mb: float = 0.0
+    load: float = 0.0  # of the machine, the last minute's average at the end
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Restart:
 
 @dataclass
 class Results:
-    """Of one subject; `bare` are the yardstick's laps in the same run."""
+    """Of one subject; `bare` are the yardstick's laps in the same run, `workload` is what runs a model."""
 
     title: str
     laps: list[Lap] = field(default_factory=list)
@@ -86,6 +88,7 @@ class Results:
     idle: Idle | None = None
     restart: Restart | None = None
     failed: str = ""
+    workload: str = "Deployment"
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,8 @@ def beside(value: float, yardstick: float | None) -> str:
 Measured = Callable[[Lap], float | None]
 
 
-def lap_table(results: Results) -> str:
-    """One column a size; in brackets the ratio to the bare loop's seconds."""
+def lap_table(*subjects: Results) -> str:
+    """One column a size and subject; in brackets the ratio to the bare loop's seconds."""
     compared: list[tuple[str, Measured]] = [
         ("all children exist", lambda lap: lap.created.children),
         ("all ready", lambda lap: lap.created.ready),
@@ -125,10 +128,18 @@ def lap_table(results: Results) -> str:
         ("its peak memory", lambda lap: f"{lap.peak_mb:.0f} MB"),
         ("its requests a model, create", lambda lap: _requests(lap.created, lap.models)),
         ("its requests a model, edit", lambda lap: _requests(lap.edited, lap.models)),
+        ("load of the machine at the end", lambda lap: f"{lap.load:.1f}"),
     ]
-    rows = [[name, *_compared(results, figure)] for name, figure in compared]
-    rows += [[name, *map(cell, results.laps)] for name, cell in own]
-    return table([results.title, *(f"{lap.models:,} models" for lap in results.laps)], rows)
+    rows = [[name, *chain(*(_compared(one, figure) for one in subjects))] for name, figure in compared]
+    rows += [[name, *(cell(lap) for one in subjects for lap in one.laps)] for name, cell in own]
+    return table(_head(subjects), rows)
+
+
+def _head(subjects: Sequence[Results]) -> list[str]:
+    """The subject's name stands before its columns: once if there is one, else over each."""
+    if len(subjects) == 1:
+        return [subjects[0].title, *(f"{lap.models:,} models" for lap in subjects[0].laps)]
+    return ["", *(f"{one.title}, {lap.models:,} models" for one in subjects for lap in one.laps)]
 
 
 def _compared(results: Results, figure: Measured) -> Iterator[str]:
@@ -153,23 +164,31 @@ def _requests(phase: Phase | None, models: int) -> str:
     return f"{per_model(counts, models):.1f}: {', '.join(parts)}" if parts else "none"
 
 
-def single_table(results: Results) -> str:
-    """Everything that is not a lap, one row each."""
-    rows: list[list[str]] = []
+def single_table(*subjects: Results) -> str:
+    """Everything that is not a lap, one row each and one column a subject."""
+    found = [dict(_single_rows(one)) for one in subjects]
+    names = dict.fromkeys(chain(*found))
+    rows = [[name, *(one.get(name, "not measured") for one in found)] for name in names]
+    if len(subjects) == 1:
+        return table([subjects[0].title, "figure"], rows)
+    return table(["", *(one.title for one in subjects)], rows)
+
+
+def _single_rows(results: Results) -> Iterator[tuple[str, str]]:
     if results.singles is not None:
-        named = (
-            ("model created → its Deployment exists", results.singles.to_child),
-            ("pod ready → model ready", results.singles.pod_to_model),
-            ("Deployment deleted → it is back", results.singles.repair),
-        )
-        rows += [[what, middle(samples)] for what, samples in named]
+        yield "model created → its workload exists", _of(results, results.singles.to_child)
+        yield "pod ready → model ready", middle(results.singles.pod_to_model)
+        yield "workload deleted → it is back", _of(results, results.singles.repair)
     if (idle := results.idle) is not None:
         said = f"{idle.percent:.2f} % of a core, {idle.writes} writes in {idle.seconds:.0f} s"
-        rows.append([f"idle, {idle.models:,} models", said])
+        yield f"idle, {idle.models:,} models", said
     if (again := results.restart) is not None:
         said = f"ready after {again.ready:.1f} s, {again.writes} writes, {again.cpu:.1f} s CPU, "
-        rows.append([f"restart, {again.models:,} models", said + f"{again.memory_mb:.0f} MB"])
-    return table([results.title, "figure"], rows)
+        yield f"restart, {again.models:,} models", said + f"{again.memory_mb:.0f} MB"
+
+
+def _of(results: Results, samples: Sequence[float]) -> str:
+    return f"{results.workload}: {middle(samples)}"
 
 
 def middle(samples: Sequence[float]) -> str:

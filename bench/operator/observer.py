@@ -36,7 +36,8 @@ class Observer:
 
     def __init__(self, cluster: Cluster, namespace: str, kinds: Mapping[Kind, IsReady]) -> None:
         self.seen: dict[Kind, dict[str, Seen]] = {kind: {} for kind in kinds}
-        self.last_change = time.monotonic()  # of anything, also of what `Seen` does not hold
+        # also of what `Seen` does not hold
+        self.last_change: dict[Kind, float] = dict.fromkeys(kinds, time.monotonic())
         self._reflectors = [
             Reflector(
                 cluster, kind, SystemClock(), self._noter(kind), namespace=namespace, project=_slim(is_ready)
@@ -74,7 +75,7 @@ class Observer:
         table = self.seen[kind]
 
         def note(old: Body | None, new: Body | None) -> None:
-            self.last_change = now = time.monotonic()
+            self.last_change[kind] = now = time.monotonic()
             if new is None:
                 table.pop(key_of(old or {}).name, None)
                 return
@@ -124,6 +125,12 @@ def is_rolled_out(body: Body) -> bool:
     current = status.get("observedGeneration", 0) >= body["metadata"]["generation"]
     pods = {status.get(name, 0) for name in ("replicas", "updatedReplicas", "availableReplicas")}
     return bool(current and pods == {wanted})
+
+
+def replicas_ready(body: Body) -> bool:
+    """A Model of KubeAI, which has no conditions: as many pods as its spec wants, and all of them ready."""
+    replicas, wanted = (body.get("status") or {}).get("replicas") or {}, body["spec"].get("replicas", 0)
+    return bool(wanted and replicas.get("all") == replicas.get("ready") == wanted)
 
 
 def model_serves(body: Body) -> bool:

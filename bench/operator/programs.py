@@ -29,12 +29,18 @@ def free_port() -> int:
 
 
 class Program:
-    """Runs from the constructor on; its output goes to `log`. `readyz` answers 200 once it works."""
+    """Runs from the constructor on; its output goes to `log`. `readyz` answers 200 once it works.
 
-    def __init__(self, command: list[str], environment: Mapping[str, str], log: Path, readyz: str) -> None:
-        self._log, self._readyz = log, readyz
+    `says`: what it must have written too, where `readyz` does not tell that it waits for its Lease.
+    """
+
+    def __init__(
+        self, command: list[str], environment: Mapping[str, str], log: Path, readyz: str, says: str = ""
+    ) -> None:
+        self._log, self._readyz, self._says = log, readyz, says.encode()
         self.started = time.monotonic()
         with log.open("ab") as output:
+            self._begin = output.tell()  # what stands before it is of an earlier process
             self._process = subprocess.Popen(
                 command, env={**os.environ, **environment}, stdout=output, stderr=output
             )
@@ -44,10 +50,13 @@ class Program:
         while time.monotonic() - self.started < START_SECONDS:
             if self._process.poll() is not None:
                 break
-            if await asyncio.to_thread(_answers, self._readyz):
+            if self._has_said() and await asyncio.to_thread(_answers, self._readyz):
                 return time.monotonic() - self.started
             await asyncio.sleep(0.05)
         raise BenchError(f"{self._process.args!r} did not become ready:\n{self.tail()}")
+
+    def _has_said(self) -> bool:
+        return self._says in self._log.read_bytes()[self._begin :]
 
     def cpu_seconds(self) -> float:
         """User and system time of all its threads, those that have ended too: proc(5), fields 14 and 15."""

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,35 +72,102 @@ def delete(kind: str, name: str, namespace: str = "default", *flags: str) -> Non
     kubectl("-n", namespace, "delete", kind, name, "--ignore-not-found", *flags)
 
 
-def eventually(look: Callable[[], T | None], what: str, seconds: float, every: float = 0.25) -> T:
-    """Polls `look` until it gives something true; fails with `what` and the last value when time is up."""
+def eventually(
+    look: Callable[[], T | None], what: str | Callable[[], str], seconds: float, every: float = 0.25
+) -> T:
+    """Polls `look` until it gives something true; fails with `what` and the last value when time is up.
+
+    A bound says when to give up, and not how long something may take: it is for a machine that is busy.
+    """
     deadline = time.monotonic() + seconds
     seen = look()
     while not seen:
-        assert time.monotonic() < deadline, f"after {seconds:.0f} s still not: {what} (last seen: {seen!r})"
+        if time.monotonic() > deadline:
+            told = what if isinstance(what, str) else what()
+            raise AssertionError(f"after {seconds:.0f} s still not: {told} (last seen: {seen!r})")
         time.sleep(every)
         seen = look()
     return seen
 
 
+def conditions(name: str, namespace: str = "default") -> dict[str, Manifest]:
+    """All conditions of a VLLMModel by type, as one status has them."""
+    model = get("vllm", name, namespace) or {}
+    return {c["type"]: c for c in model.get("status", {}).get("conditions", [])}
+
+
 def condition(name: str, kind: str, namespace: str = "default") -> Manifest:
     """One condition of a VLLMModel, empty while it has none."""
-    model = get("vllm", name, namespace) or {}
-    conditions = model.get("status", {}).get("conditions", [])
-    return next((c for c in conditions if c["type"] == kind), {})
+    return conditions(name, namespace).get(kind, {})
 
 
 def settled(name: str, namespace: str = "default") -> bool:
-    """Ready, at the generation that the spec has now, with no rollout under way."""
+    """Ready, at the generation that the spec has now, with no rollout under way; and so are its children.
+
+    The status alone may be older than what has just been done to a child.
+    """
     model = get("vllm", name, namespace) or {}
     status, generation = model.get("status", {}), model.get("metadata", {}).get("generation")
     states = {c["type"]: c["status"] for c in status.get("conditions", [])}
-    current = status.get("observedGeneration") == generation
-    return current and states.get("Ready") == "True" and states.get("Reconciling", "False") == "False"
+    told = states.get("Ready") == "True" and states.get("Reconciling", "False") == "False"
+    return told and status.get("observedGeneration") == generation and converged(name, namespace)
+
+
+def converged(name: str, namespace: str = "default") -> bool:
+    """Whether a model's Deployment has the pods that it asks for, each ready, and others are told to end."""
+    engines = f"vllm-fleet.dev/model={name},app.kubernetes.io/component=engine"
+    found = items("deployments,replicasets,pods", engines, namespace)
+    makers = [item for item in found if item["kind"] != "Pod"]
+    pods = staying(item for item in found if item["kind"] == "Pod")
+    wanted = [item["spec"]["replicas"] for item in makers if item["kind"] == "Deployment"]
+    return all(map(observed, makers)) and wanted == [len(pods)] and all(map(is_ready, pods))
+
+
+def observed(maker: Manifest) -> bool:
+    """Whether the controller of a Deployment or ReplicaSet has seen its spec, and made or ended pods."""
+    status = maker["status"]
+    seen = status.get("observedGeneration") == maker["metadata"]["generation"]
+    return bool(seen and status.get("replicas", 0) == maker["spec"]["replicas"])
+
+
+def staying(found: Iterable[Manifest]) -> list[Manifest]:
+    """Those that are not being deleted."""
+    return [item for item in found if "deletionTimestamp" not in item["metadata"]]
+
+
+def is_ready(pod: Manifest) -> bool:
+    told = pod["status"].get("conditions", ())
+    return any((c["type"], c["status"]) == ("Ready", "True") for c in told)
 
 
 def wait_settled(name: str, seconds: float = 300) -> None:
-    eventually(lambda: settled(name), f"{name} Ready; {condition(name, 'Ready')}", seconds)
+    eventually(lambda: settled(name), lambda: f"{name} is settled; {conditions(name)}", seconds)
+
+
+def remove_model(name: str, namespace: str = "default") -> None:
+    """With all that was made for it, and without waiting for its streams; another may have the name then."""
+    mine = f"vllm-fleet.dev/model={name}"
+
+    def gone(kinds: str, seconds: float) -> None:
+        eventually(lambda: not items(kinds, mine, namespace), f"{kinds} of {name} are gone", seconds)
+
+    delete("vllm", name, namespace)
+    gone("deployments,replicasets,jobs", 60)  # else they would replace their pods
+    kubectl("-n", namespace, "delete", "pods", "-l", mine, "--grace-period=1", "--wait=false")
+    gone("pods,services,endpointslices,persistentvolumeclaims,secrets,networkpolicies", 120)
+
+
+@contextmanager
+def lent_namespace(name: str, labels: Mapping[str, str] | None = None) -> Iterator[str]:
+    """A namespace for the length of the block; one of an earlier run may still be about to go."""
+    eventually(lambda: staying([get("namespace", name) or {"metadata": {}}]), f"a former {name} is gone", 120)
+    metadata = {"name": name, "labels": dict(labels or {})}
+    apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+    try:
+        eventually(lambda: get("serviceaccount", "default", name), f"{name} takes pods", 60)
+        yield name
+    finally:
+        delete("namespace", name, "default", "--wait=false")
 
 
 @dataclass(frozen=True)
@@ -120,10 +187,11 @@ class Watch:
 
     def follow(self, lines: IO[str]) -> None:
         for line in lines:
-            event = json.loads(line)
-            self.seen.append(Seen(time.monotonic(), event["type"], event["object"]))
+            if line.endswith("\n"):  # else kubectl was ended in the middle of it
+                event = json.loads(line)
+                self.seen.append(Seen(time.monotonic(), event["type"], event["object"]))
 
-    def first(self, fits: Callable[[Seen], bool], what: str, seconds: float = 30) -> Seen:
+    def first(self, fits: Callable[[Seen], bool], what: str, seconds: float = 60) -> Seen:
         """The oldest event that fits, waited for."""
         return eventually(lambda: next(filter(fits, self.seen), None), what, seconds, every=0.01)
 
@@ -146,8 +214,9 @@ def watching(path: str) -> Iterator[Watch]:
 
 def engine_pods(name: str, namespace: str = "default") -> list[Manifest]:
     """The pods of a model that are not being deleted."""
-    pods = items("pods", f"vllm-fleet.dev/model={name},app.kubernetes.io/component=engine", namespace)
-    return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+    return staying(
+        items("pods", f"vllm-fleet.dev/model={name},app.kubernetes.io/component=engine", namespace)
+    )
 
 
 def running_requests(pod: str, namespace: str = "default") -> float:
@@ -160,7 +229,14 @@ def running_requests(pod: str, namespace: str = "default") -> float:
 
 @contextmanager
 def port_forward(target: str, port: int, namespace: str = SYSTEM_NAMESPACE) -> Iterator[int]:
-    """`kubectl port-forward` to a Service or pod; yields the local port that kubectl chose."""
+    """`kubectl port-forward` to a pod; yields the local port that kubectl chose.
+
+    Of a Service it leads to a pod that stays: kubectl itself takes the one that has been ready for longest,
+    in a rollout one that ends. A caller that leaves in the middle of an answer needs a forward of its own,
+    since kubectl gives up the whole when one connection breaks.
+    """
+    if target.startswith("svc/"):
+        target = f"pod/{ready_pod_of(target.removeprefix('svc/'), namespace)}"
     command = [tool("kubectl"), "-n", namespace, "port-forward", target, f":{port}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
@@ -171,6 +247,19 @@ def port_forward(target: str, port: int, namespace: str = SYSTEM_NAMESPACE) -> I
             yield int(found[1])
         finally:
             process.terminate()
+
+
+def ready_pod_of(service: str, namespace: str) -> str:
+    """The name of a ready pod behind a Service that is not about to end."""
+    found = get("service", service, namespace)
+    assert found, service
+    selector = ",".join(f"{key}={value}" for key, value in found["spec"]["selector"].items())
+
+    def name() -> str:
+        ready = filter(is_ready, staying(items("pods", selector, namespace)))
+        return next((str(pod["metadata"]["name"]) for pod in ready), "")
+
+    return eventually(name, f"a pod of {service} is ready", 60)
 
 
 def example(name: str) -> Manifest:

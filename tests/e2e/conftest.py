@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import cluster
 import pytest
 import releases
+from operators import Operators, alone, own_namespace
+from streams import wait_routed
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -42,12 +45,25 @@ def smollm2(release: None) -> Iterator[str]:
 def gateway(smollm2: str) -> Iterator[int]:
     """A local port that reaches the gateway's API."""
     with cluster.port_forward("svc/vllm-fleet-gateway", 3000) as port:
-        cluster.eventually(lambda: routed(port, smollm2), f"{smollm2} is routed by the gateway", 30)
+        wait_routed(port, smollm2)
         yield port
 
 
-def routed(port: int, name: str) -> bool:
-    import httpx
+@pytest.fixture(scope="module")
+def without_the_releases_operator(release: None) -> Iterator[None]:
+    with alone():
+        yield
 
-    answer = httpx.get(f"http://127.0.0.1:{port}/v1/models", timeout=5).json()
-    return name in {entry["id"] for entry in answer["data"]}
+
+@pytest.fixture
+def namespace() -> Iterator[str]:
+    """A namespace of the test's own."""
+    with own_namespace() as name:
+        yield name
+
+
+@pytest.fixture
+def operators(without_the_releases_operator: None, namespace: str, tmp_path: Path) -> Iterator[Operators]:
+    """Starts operators for the test's namespace, which are the only ones; they end with the test."""
+    with ExitStack() as stack:
+        yield Operators(stack, tmp_path, (namespace,))

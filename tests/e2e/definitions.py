@@ -10,9 +10,11 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import cluster
+import yaml
 
 import golang
 from paths import cache
@@ -35,6 +37,19 @@ def module_file(module: str, path: str) -> str:
         return (Path(json.loads(done.stdout)["Dir"]) / path).read_text()
 
 
+def is_served(definition: cluster.Manifest) -> bool:
+    """Whether the API server has its paths, and knows its schema: some time after it is Established."""
+    spec, look = definition["spec"], (cluster.tool("kubectl"), "get", "--raw")
+    plural = spec["names"]["plural"]
+    for version in (version["name"] for version in spec["versions"] if version["served"]):
+        path = f"apis/{spec['group']}/{version}"
+        known = cluster.run(*look, f"/{path}", check=False).stdout
+        schema = cluster.run(*look, f"/openapi/v3/{path}", check=False).stdout
+        if f'"name":"{plural}"' not in known or f"/{plural}/" not in schema:
+            return False
+    return True
+
+
 @contextmanager
 def installed(text: str) -> Iterator[None]:
     """Definitions, in the cluster for the length of the block."""
@@ -44,8 +59,9 @@ def installed(text: str) -> Iterator[None]:
         return
     cluster.kubectl("apply", "--server-side", "-f", "-", stdin=text)
     try:
-        wait = ("wait", "--for=condition=Established", "-f", "-", "--timeout=30s")
-        cluster.kubectl(*wait, stdin=text)
+        for definition in filter(None, yaml.safe_load_all(text)):
+            what = f"{definition['metadata']['name']} is served"
+            cluster.eventually(partial(is_served, definition), what, 60)
         yield
     finally:
         cluster.kubectl("delete", "-f", "-", stdin=text)

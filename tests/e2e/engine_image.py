@@ -15,7 +15,7 @@ def answer(name: str, script: str, env: dict[str, str], folder: str = "/scratch"
     """The JSON that the script prints after the word ANSWER. `folder` is empty and can be written to."""
     cluster.apply(_pod(name, script, env, folder))
     try:
-        cluster.eventually(lambda: _phase(name) in ("Succeeded", "Failed"), f"{name} has ended", 300)
+        cluster.eventually(lambda: _phase(name) in ("Succeeded", "Failed"), f"{name} has ended", 600)
         log = cluster.kubectl("logs", name)
         assert _phase(name) == "Succeeded", log
     finally:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,12 +25,14 @@ from typing import Any, Self
 import aiohttp
 import cluster
 import httpx
+import releases
 from api_proxy import ApiProxy
 from kubernetes.aio import config
 from kubernetes.aio.client import Configuration
 
 from vllm_operator.handlers import connection_info, open_session
 
+QUIET_SECONDS = 3  # longer than a status may be held back (vllm_operator.pacing)
 QUICK_LEASE = {"durationSeconds": 4, "renewSeconds": 3, "retrySeconds": 0.5}
 NOWHERE = {"nodeSelector": {"vllm-fleet.dev/test": "no-such-node"}}
 # `python -c` with a release number, as an operator of another version has it.
@@ -40,12 +43,8 @@ AS_VERSION = (
 
 @contextmanager
 def own_namespace() -> Iterator[str]:
-    name = f"faults-{uuid.uuid4().hex[:8]}"
-    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-    try:
+    with cluster.lent_namespace(f"faults-{uuid.uuid4().hex[:8]}") as name:
         yield name
-    finally:
-        cluster.delete("namespace", name, "default", "--wait=false")
 
 
 @contextmanager
@@ -56,12 +55,12 @@ def alone() -> Iterator[None]:
     try:
         cluster.kubectl(*scale, "--replicas=0")
         cluster.eventually(
-            lambda: not cluster.items("pods", selector, cluster.SYSTEM_NAMESPACE), "its pod is gone", 60
+            lambda: not cluster.items("pods", selector, cluster.SYSTEM_NAMESPACE), "its pod is gone", 120
         )
         yield
     finally:
         cluster.kubectl(*scale, "--replicas=1")
-        cluster.kubectl("-n", cluster.SYSTEM_NAMESPACE, "rollout", "status", target, "--timeout=120s")
+        cluster.eventually(releases.operator_leads, "the release's operator leads", 120)
 
 
 def api_configuration() -> Configuration:
@@ -95,6 +94,7 @@ def engine_of(name: str, namespace: str) -> Any:
 
 
 def pods(namespace: str, number: int) -> list[str]:
+    """The names of all engines, once there are so many."""
     found = cluster.items("pods", "app.kubernetes.io/component=engine", namespace)
     return [pod["metadata"]["name"] for pod in found] if len(found) == number else []
 
@@ -150,23 +150,45 @@ class OwnOperator:
         return self
 
     def _announced_port(self) -> int:
-        for line in self.log.read_text().splitlines():
-            if line.startswith("{") and (said := json.loads(line))["event"] == "started":
+        for line in self.log.read_text().splitlines(keepends=True):
+            whole = line.startswith("{") and line.endswith("\n")
+            if whole and (said := json.loads(line))["event"] == "started":
                 return int(said["management_port"])
         return 0
 
     def leads(self) -> bool:
-        text = httpx.get(f"http://127.0.0.1:{self._port}/metrics", trust_env=False, timeout=10).text
-        return "\nvllm_operator_leader 1.0" in text
+        return "\nvllm_operator_leader 1.0" in self._page("metrics").text
 
     def ready(self) -> bool:
-        return httpx.get(f"http://127.0.0.1:{self._port}/readyz", trust_env=False, timeout=10).is_success
+        return self._page("readyz").is_success
+
+    def reconciles(self) -> int:
+        """How many it has done since its start, with whatever result."""
+        found = re.findall(r"\nvllm_operator_reconciles_total\{.*\} (\S+)", self._page("metrics").text)
+        return int(sum(map(float, found)))
+
+    def _page(self, path: str) -> httpx.Response:
+        return httpx.get(f"http://127.0.0.1:{self._port}/{path}", trust_env=False, timeout=30)
 
     def wait_leading(self, seconds: float = 60) -> float:
         """Until it leads with full tables; gives the seconds that took."""
         began = time.monotonic()
         cluster.eventually(lambda: self.leads() and self.ready(), f"{self.name} leads", seconds, 0.05)
         return time.monotonic() - began
+
+    def wait_silent(self, seconds: float = 60) -> None:
+        """Until it has written nothing for QUIET_SECONDS; what writes in a loop never gets there.
+
+        What an edit brings about goes on for a while: after a child come the status and Events, and again
+        when the controllers and the scheduler have had their say. So there is no moment to count from.
+        """
+        began = time.monotonic()
+
+        def silent() -> bool:
+            last = max((call.at for call in self.proxy.writes()), default=began)
+            return time.monotonic() - max(last, began) >= QUIET_SECONDS
+
+        cluster.eventually(silent, lambda: f"silence; {[*map(str, self.proxy.writes()[-9:])]}", seconds)
 
     def kill(self) -> None:
         self._end(signal.SIGKILL)
@@ -177,7 +199,7 @@ class OwnOperator:
     def _end(self, number: signal.Signals) -> None:
         if self.process is not None:
             self.process.send_signal(number)
-            self.process.wait(30)
+            self.process.wait(60)
             self.process = None
 
 

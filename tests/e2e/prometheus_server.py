@@ -9,6 +9,7 @@ stay as the generator wrote them.
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import re
@@ -53,6 +54,19 @@ class Prometheus:
 
     def targets(self) -> list[dict[str, Any]]:
         return list(self._get("targets", state="active")["activeTargets"])
+
+    def wait_scraped(self) -> None:
+        """Until each target has been asked anew, and has answered."""
+        began = datetime.datetime.now(datetime.UTC)
+
+        def late() -> list[str]:
+            return [
+                f"{target['scrapeUrl']} at {target['lastScrape']}: {target['lastError'] or target['health']}"
+                for target in self.targets()
+                if target["health"] != "up" or datetime.datetime.fromisoformat(target["lastScrape"]) < began
+            ]
+
+        cluster.eventually(lambda: not late(), lambda: f"all are scraped; {late()}", 60)
 
     def rules(self) -> list[dict[str, Any]]:
         return [rule for group in self._get("rules")["groups"] for rule in group["rules"]]
@@ -154,7 +168,7 @@ def process(folder: Path, settings: Path) -> Iterator[Prometheus]:
     ):
         try:
             cluster.eventually(
-                lambda: child.poll() is not None or ready(prometheus), "Prometheus is ready", 30
+                lambda: child.poll() is not None or ready(prometheus), "Prometheus is ready", 120
             )
             assert child.poll() is None, log.read_text()
             yield prometheus

@@ -15,6 +15,7 @@ CHART = cluster.ROOT / "charts" / "vllm-fleet"
 PREVIOUS = "983d6cc81cf6a7d27a9a2b32d6d7bd9e0ca569b8"
 PREVIOUS_TAG = "previous"
 HELM_WAIT = "5m"
+RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 
 
 def helm(*arguments: str) -> str:
@@ -37,8 +38,19 @@ def uninstall(name: str = "vllm-fleet", namespace: str = cluster.SYSTEM_NAMESPAC
 
 def namespace(name: str) -> cluster.Manifest:
     """A namespace that enforces Pod Security `restricted`."""
-    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": RESTRICTED}}
+
+
+def component_pods(component: str, namespace: str = cluster.SYSTEM_NAMESPACE) -> list[cluster.Manifest]:
+    """The pods of the operator or the gateway that are not being deleted."""
+    return cluster.staying(cluster.items("pods", f"app.kubernetes.io/component={component}", namespace))
+
+
+def operator_leads() -> bool:
+    """Whether one of the operator's pods holds the Lease, and not one that was ended or killed."""
+    lease = cluster.get("lease", "vllm-operator", cluster.SYSTEM_NAMESPACE) or {"spec": {}}
+    holder, _, _ = (lease["spec"].get("holderIdentity") or "").rpartition("_")
+    return holder in {pod["metadata"]["name"] for pod in component_pods("operator")}
 
 
 def previous_tree(folder: Path) -> Path:

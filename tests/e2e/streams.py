@@ -11,6 +11,7 @@ from typing import Any
 
 import cluster
 import httpx
+import releases
 
 LONG = {"message": "Write a long story about a lighthouse.", "max_tokens": 400, "temperature": 0}
 
@@ -38,11 +39,11 @@ class Stream:
 
     def wait_for_tokens(self, count: int) -> None:
         cluster.eventually(
-            lambda: len(self.events) >= count or self.failure, f"{count} tokens", 60, every=0.02
+            lambda: len(self.events) >= count or self.failure, f"{count} tokens", 120, every=0.02
         )
 
     def assert_whole(self) -> None:
-        self._thread.join(timeout=120)
+        self._thread.join(timeout=600)
         assert self.failure is None, self.failure
         assert self.events, "no event at all"
         assert self.events[-1]["done"] is True, self.events[-1]
@@ -54,17 +55,36 @@ class Stream:
 def gateway_pod() -> Iterator[tuple[str, int]]:
     """One gateway pod and a port-forward that stays with it, whatever the Service does."""
     name = gateway_names()[0]
-    with cluster.port_forward(f"pod/{name}", 3000) as port:
+    with gateway_port(name) as port:
         yield name, port
+
+
+@contextmanager
+def gateway_port(pod: str, model: str = "smollm2") -> Iterator[int]:
+    """A local port that reaches a gateway pod, once that knows where the model's engine is."""
+    with cluster.port_forward(f"pod/{pod}", 3000) as port:
+        wait_routed(port, model)
+        yield port
+
+
+def wait_routed(port: int, model: str) -> None:
+    """Until the gateway at this port has an endpoint of the model: it hears of one after the operator has."""
+    cluster.eventually(lambda: routed(port, model), f"{model} is routed by the gateway", 60)
+
+
+def routed(port: int, model: str) -> bool:
+    answer = httpx.get(f"http://127.0.0.1:{port}/models", timeout=30).json()
+    return any(model in entry["names"] and entry["ready"] for entry in answer["models"])
 
 
 def gateway_names() -> list[str]:
     """The gateway's pods that are not being deleted."""
-    pods = cluster.items("pods", "app.kubernetes.io/component=gateway", cluster.SYSTEM_NAMESPACE)
-    return [pod["metadata"]["name"] for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+    return [pod["metadata"]["name"] for pod in releases.component_pods("gateway")]
 
 
 def gateways_ready() -> bool:
+    """By the pods: a Deployment's status may be of before one of them was deleted."""
     deployment = cluster.get("deployment", "vllm-fleet-gateway", cluster.SYSTEM_NAMESPACE)
     assert deployment
-    return bool(deployment["status"].get("readyReplicas", 0) == deployment["spec"]["replicas"])
+    pods = releases.component_pods("gateway")
+    return len(pods) == deployment["spec"]["replicas"] and all(map(cluster.is_ready, pods))

@@ -46,10 +46,8 @@ def monitoring_api(release: None) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def namespace(release: None) -> Iterator[str]:
     labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
-    metadata = {"name": NAMESPACE, "labels": labels}
-    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
-    yield NAMESPACE
-    cluster.delete("namespace", NAMESPACE, "default", "--wait=false")
+    with cluster.lent_namespace(NAMESPACE, labels) as name:
+        yield name
 
 
 def in_order(text: str) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 import cluster
 import httpx
 import openai
+from streams import LONG
 
 QUESTION = {"message": "Count from one to ten in words.", "temperature": 0, "max_tokens": 48}
 
@@ -48,8 +49,9 @@ def test_the_scheduler_placed_the_pod_on_a_gpu(smollm2: str) -> None:
 
 
 def test_chat_stream_gives_tokens_one_by_one(gateway: int) -> None:
+    """A long answer: this process may be kept from reading for a while, but not from its begin to its end."""
     url = f"http://127.0.0.1:{gateway}/chat/stream"
-    with httpx.stream("POST", url, json=QUESTION, timeout=60) as response:
+    with httpx.stream("POST", url, json={**LONG, "max_tokens": 150}, timeout=60) as response:
         assert response.status_code == 200
         assert response.headers["content-type"].startswith("text/event-stream")
         assert response.headers["cache-control"] == "no-cache"
@@ -96,18 +98,18 @@ def test_the_openai_client_streams_and_does_not(gateway: int, smollm2: str) -> N
 
 def test_models_health_and_the_namespaced_name(gateway: int, smollm2: str) -> None:
     base = f"http://127.0.0.1:{gateway}"
-    assert httpx.get(f"{base}/health").status_code == 200
-    assert smollm2 in json.dumps(httpx.get(f"{base}/models").json())
+    assert httpx.get(f"{base}/health", timeout=60).status_code == 200
+    assert smollm2 in json.dumps(httpx.get(f"{base}/models", timeout=60).json())
     body = {**QUESTION, "model": f"default/{smollm2}", "max_tokens": 4}
     assert httpx.post(f"{base}/chat", json=body, timeout=60).status_code == 200
 
 
 def test_mistakes_are_answered_in_words(gateway: int) -> None:
     base = f"http://127.0.0.1:{gateway}"
-    unknown = httpx.post(f"{base}/v1/chat/completions", json={"model": "nobody", "messages": []})
+    unknown = httpx.post(f"{base}/v1/chat/completions", json={"model": "nobody", "messages": []}, timeout=60)
     assert unknown.status_code == 404
     assert "nobody" in unknown.json()["error"]["message"]
-    assert httpx.post(f"{base}/chat", json={"temperature": 0}).status_code == 400
-    too_hot = httpx.post(f"{base}/chat", json={**QUESTION, "temperature": 99})
+    assert httpx.post(f"{base}/chat", json={"temperature": 0}, timeout=60).status_code == 400
+    too_hot = httpx.post(f"{base}/chat", json={**QUESTION, "temperature": 99}, timeout=60)
     assert too_hot.status_code == 400
     assert "temperature" in json.dumps(too_hot.json())

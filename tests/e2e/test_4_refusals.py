@@ -18,9 +18,8 @@ NAMESPACE = "refusals"
 
 @pytest.fixture(scope="module", autouse=True)
 def namespace(release: None) -> Any:
-    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
-    yield
-    cluster.delete("namespace", NAMESPACE, "default", "--wait=false")
+    with cluster.lent_namespace(NAMESPACE):
+        yield
 
 
 def refusal(case: InvalidCase) -> str:
@@ -33,7 +32,7 @@ def refusal(case: InvalidCase) -> str:
     try:
         return str(
             cluster.eventually(
-                lambda: not_accepted(name).get("message"), f"{name} gets Accepted=False", 15, every=0.1
+                lambda: not_accepted(name).get("message"), f"{name} gets Accepted=False", 60, every=0.1
             )
         )
     finally:

@@ -78,7 +78,7 @@ serve.subparser_init(top.add_subparsers(dest="subparser"))
 async def fetched(connector, url):
     asked.clear()
     try:
-        image = await asyncio.wait_for(connector.fetch_image_async(url), 5)
+        image = await asyncio.wait_for(connector.fetch_image_async(url), 30)
         said = f"fetched {image.size}"
     except TimeoutError:
         said = "it was tried"
@@ -130,7 +130,8 @@ def vllm() -> dict[str, Any]:
             "urls": [OTHER_HOSTS[0], REDIRECT, "file:///scratch/image.png"],
         },
     }
-    said: dict[str, Any] = engine_image.answer(NAME, ASK, {"CASES": json.dumps(cases), "PORT": PORT})
+    env = {"CASES": json.dumps(cases), "PORT": PORT, "VLLM_IMAGE_FETCH_TIMEOUT": "30"}
+    said: dict[str, Any] = engine_image.answer(NAME, ASK, env)
     return said
 
 

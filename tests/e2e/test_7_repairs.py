@@ -12,9 +12,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import cluster
@@ -22,18 +20,15 @@ import pytest
 from operators import (
     Operators,
     all_ready,
-    alone,
     engine_of,
     make_ready,
     model,
-    own_namespace,
     pods,
     ready_now,
 )
 
 pytestmark = pytest.mark.e2e
 ENGINE = "m-engine"
-QUIET_SECONDS = 3
 DEPLOYMENTS = "/apis/apps/v1/namespaces/{}/deployments"
 SERVICES, PODS = "/api/v1/namespaces/{}/services", "/api/v1/namespaces/{}/pods"
 HAND_EDITS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -53,23 +48,6 @@ HAND_EDITS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def without_the_releases_operator(release: None) -> Iterator[None]:
-    with alone():
-        yield
-
-
-@pytest.fixture
-def operators(tmp_path: Path) -> Iterator[Operators]:
-    with own_namespace() as namespace, ExitStack() as stack:
-        yield Operators(stack, tmp_path, (namespace,))
-
-
-@pytest.fixture
-def namespace(operators: Operators) -> str:
-    return operators.namespaces[0]
-
-
 def child(kind: str, namespace: str) -> cluster.Manifest:
     found = cluster.get(kind, ENGINE, namespace)
     return found or {}
@@ -85,24 +63,23 @@ def other_than(old: cluster.Seen) -> Callable[[cluster.Seen], bool]:
 
 def settle(namespace: str, name: str = "m") -> None:
     """A status, and with it both children."""
-    cluster.eventually(lambda: cluster.condition(name, "Ready", namespace), f"{name} has a status", 30, 0.1)
+    cluster.eventually(lambda: cluster.condition(name, "Ready", namespace), f"{name} has a status", 60, 0.1)
 
 
 def test_what_was_edited_by_hand_is_as_rendered_again(operators: Operators, namespace: str) -> None:
     """E24: each field in turn, and nothing is written once all is well."""
     one = operators.start()
-    cluster.apply(model("m"), namespace)
+    # With Auto it depends on the room in the cluster whether the edit of the strategy is one.
+    cluster.apply(model("m", rollout={"strategy": "Surge"}), namespace)
     settle(namespace)
     rendered = {kind: child(kind, namespace)["spec"] for kind in ("deployment", "service")}
     for what, (kind, edit) in HAND_EDITS.items():
         patch = ("--type=strategic", "-p", json.dumps({"spec": edit}))
         cluster.kubectl("-n", namespace, "patch", kind, ENGINE, *patch)
         edited = time.monotonic()
-        cluster.eventually(spec_is(kind, rendered[kind], namespace), f"{what} is as rendered", 10, 0.05)
+        cluster.eventually(spec_is(kind, rendered[kind], namespace), f"{what} is as rendered", 60, 0.05)
         print(f"{what}: as rendered {time.monotonic() - edited:.2f} s after the edit")
-    one.proxy.requests.clear()
-    time.sleep(QUIET_SECONDS)
-    assert one.proxy.writes() == []
+    one.wait_silent()
 
 
 def test_what_others_added_stays(operators: Operators, namespace: str) -> None:
@@ -113,10 +90,8 @@ def test_what_others_added_stays(operators: Operators, namespace: str) -> None:
     for kind in ("deployment", "service"):
         cluster.kubectl("-n", namespace, "annotate", kind, ENGINE, "example.com/note=mine")
     cluster.patch_spec("m", {"replicas": 2}, namespace)
-    cluster.eventually(lambda: child("deployment", namespace)["spec"]["replicas"] == 2, "the edit", 10)
-    one.proxy.requests.clear()
-    time.sleep(QUIET_SECONDS)
-    assert one.proxy.writes() == []
+    cluster.eventually(lambda: child("deployment", namespace)["spec"]["replicas"] == 2, "the edit", 60)
+    one.wait_silent()
     for kind in ("deployment", "service"):
         assert child(kind, namespace)["metadata"]["annotations"]["example.com/note"] == "mine"
 
@@ -166,19 +141,19 @@ def test_a_refusing_quota_is_told(
     """E24: in its own words, once, and forgotten when it is gone."""
     one = operators.start()
     cluster.apply(limit | {"metadata": {"name": "limit"}}, namespace)
-    quota_is_counted(limit["kind"], namespace)
+    cluster.eventually(lambda: refused(words, namespace), "the limit is in force", 60)
     cluster.apply(model("m"), namespace)
     stalled = cluster.eventually(
-        lambda: cluster.condition("m", "Stalled", namespace), "the refusal is in the status", 30, 0.1
+        lambda: cluster.condition("m", "Stalled", namespace), "the refusal is in the status", 60, 0.1
     )
     assert (stalled["reason"], stalled["status"]) == ("QuotaExceeded", "True")
     assert words in stalled["message"]
-    one.proxy.requests.clear()
-    time.sleep(QUIET_SECONDS)
-    assert len(one.proxy.writes()) <= 1, "a hot loop"
+    one.wait_silent()
+    print(f"{sum(call.status == 403 for call in one.proxy.writes())} writes were refused")
     cluster.delete(limit["kind"], "limit", namespace)
+    cluster.eventually(lambda: not refused(words, namespace), "the limit is gone", 60)
     cluster.kubectl("-n", namespace, "annotate", "vllm", "m", "example.com/again=please")
-    cluster.eventually(lambda: child("deployment", namespace), "the Deployment", 30, 0.1)
+    cluster.eventually(lambda: child("deployment", namespace), "the Deployment", 60, 0.1)
 
 
 def test_a_refused_download_is_told(operators: Operators, namespace: str) -> None:
@@ -186,22 +161,36 @@ def test_a_refused_download_is_told(operators: Operators, namespace: str) -> Non
     operators.start()
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "spec": {"hard": {"pods": "0"}}}
     cluster.apply(quota | {"metadata": {"name": "limit"}}, namespace)
-    quota_is_counted("ResourceQuota", namespace)
+    cluster.eventually(lambda: refused("exceeded quota: limit", namespace), "the limit is in force", 60)
     cache = {"size": "1Gi", "prefetch": True, "storageClassName": "none"}
     cluster.apply(model("m", model="vllm-fleet/none", source={"huggingFace": {}}, cache=cache), namespace)
     stalled = cluster.eventually(
-        lambda: cluster.condition("m", "Stalled", namespace), "the refusal is in the status", 30, 0.1
+        lambda: cluster.condition("m", "Stalled", namespace), "the refusal is in the status", 60, 0.1
     )
     assert stalled["reason"] == "QuotaExceeded"
     assert stalled["message"].startswith("the download's pod is refused: exceeded quota: limit")
 
 
-def quota_is_counted(kind: str, namespace: str) -> None:
-    """A fresh ResourceQuota refuses nothing until its controller has counted."""
-    if kind == "ResourceQuota":
-        cluster.eventually(
-            lambda: (cluster.get(kind, "limit", namespace) or {}).get("status", {}).get("used"), "counted", 30
-        )
+def refused(words: str, namespace: str) -> bool:
+    """Whether the API server refuses a Deployment or a pod in these words, tried without effect.
+
+    A fresh ResourceQuota refuses nothing until its controller has counted, and what is deleted refuses until
+    admission has heard of that.
+    """
+    limits = {"cpu": "1", "nvidia.com/gpu": "1"}
+    container = {"name": "c", "image": "example.com/none", "resources": {"limits": limits}}
+    template = {"metadata": {"labels": {"app": "tried"}}, "spec": {"containers": [container]}}
+    deployment = {"selector": {"matchLabels": {"app": "tried"}}, "template": template}
+    tried = (
+        {"apiVersion": "v1", "kind": "Pod", "spec": template["spec"]},
+        {"apiVersion": "apps/v1", "kind": "Deployment", "spec": deployment},
+    )
+    create = (cluster.tool("kubectl"), "-n", namespace, "create", "--dry-run=server", "-f", "-")
+    return any(
+        words
+        in cluster.run(*create, stdin=json.dumps(body | {"metadata": {"name": "tried"}}), check=False).stderr
+        for body in tried
+    )
 
 
 def test_a_newer_release_restarts_no_model(operators: Operators, namespace: str) -> None:
@@ -212,9 +201,11 @@ def test_a_newer_release_restarts_no_model(operators: Operators, namespace: str)
     )
     listed = {"apiVersion": "v1", "kind": "List", "items": [sort_of(i, name) for i, name in enumerate(names)]}
     cluster.apply(listed, namespace)
-    made = cluster.eventually(lambda: pods(namespace, 20), "20 pods", 60)
+    made = cluster.eventually(lambda: pods(namespace, 20), "20 pods", 120)
     make_ready(made, namespace)
     cluster.eventually(lambda: all_ready(namespace, 20), "all are Ready", 60)
+    cluster.eventually(lambda: all_rolled_out(namespace, 20), "Kubernetes has counted them", 60)
+    old.wait_silent()
     before = deployment_versions(namespace)
     old.terminate()
 
@@ -222,13 +213,14 @@ def test_a_newer_release_restarts_no_model(operators: Operators, namespace: str)
     new = operators.make("new", images=images, maxConcurrentReconciles=2)
     new.start(version="9.9.9")
     new.wait_leading()
-    time.sleep(QUIET_SECONDS)
+    cluster.eventually(lambda: new.reconciles() >= 20, "each model has had its turn", 60)
+    new.wait_silent()
     assert new.proxy.writes() == []
     assert deployment_versions(namespace) == before
     assert sorted(pods(namespace, 20)) == sorted(made)
 
     cluster.patch_spec("m00", {"engine": {"device": "cpu", "maxModelLen": 512}}, namespace)
-    cluster.eventually(lambda: "512" in engine_of("m00", namespace)["args"], "an edit is taken up", 10)
+    cluster.eventually(lambda: "512" in engine_of("m00", namespace)["args"], "an edit is taken up", 60)
     image = engine_of("m00", namespace)["image"]
     assert image == "example.com/old-cpu:0.31", "the image in force is pinned, for an edit too"
 
@@ -244,9 +236,23 @@ def sort_of(number: int, name: str) -> cluster.Manifest:
     return model(name, **sorts[number % len(sorts)])
 
 
+def engine_deployments(namespace: str) -> list[cluster.Manifest]:
+    return cluster.items("deployments", "app.kubernetes.io/component=engine", namespace)
+
+
+def all_rolled_out(namespace: str, number: int) -> bool:
+    """Whether the Deployments' own controller has nothing more to say of them."""
+    told = [
+        [c["reason"] for c in item["status"].get("conditions", ()) if c["type"] == "Progressing"]
+        for item in engine_deployments(namespace)
+        if cluster.observed(item) and item["status"].get("availableReplicas") == 1
+    ]
+    return told == [["NewReplicaSetAvailable"]] * number
+
+
 def deployment_versions(namespace: str) -> dict[str, str]:
     """The resourceVersion of each, which any write would change."""
-    found = cluster.items("deployments", "app.kubernetes.io/component=engine", namespace)
+    found = engine_deployments(namespace)
     return {item["metadata"]["name"]: item["metadata"]["resourceVersion"] for item in found}
 
 
@@ -265,7 +271,7 @@ def test_how_long_things_take(operators: Operators, namespace: str) -> None:
         made = [deployments.first(of(f"{name}-engine"), f"{name} has its Deployment").at for name in names]
         tell("kubectl apply begun → Deployment", begun, made)
         tell("model stored → Deployment", stored, made)
-        found = sorted(cluster.eventually(lambda: pods(namespace, 20), "20 pods", 60))
+        found = sorted(cluster.eventually(lambda: pods(namespace, 20), "20 pods", 120))
         for pod in found:
             make_ready([pod], namespace)
         ready = [runs.first(ready_of(pod), f"{pod} is Ready").at for pod in found]

@@ -12,6 +12,7 @@ The previous release is a pinned commit (releases.PREVIOUS): there is no release
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +22,7 @@ import httpx
 import pytest
 import releases
 import yaml
-from streams import LONG, Stream, gateway_names
+from streams import LONG, Stream, gateway_names, gateway_port
 
 CRD = "vllmmodels.vllm-fleet.dev"
 DEFINITION = f"customresourcedefinition.apiextensions.k8s.io/{CRD}"
@@ -54,22 +55,28 @@ def fields() -> set[str]:
 
 def images(component: str) -> set[str]:
     """The tags that the component's pods run."""
-    pods = cluster.items("pods", f"app.kubernetes.io/component={component}", cluster.SYSTEM_NAMESPACE)
-    alive = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
-    return {container["image"].rpartition(":")[2] for pod in alive for container in pod["spec"]["containers"]}
+    pods = releases.component_pods(component)
+    return {container["image"].rpartition(":")[2] for pod in pods for container in pod["spec"]["containers"]}
 
 
 def served_by(service: str, namespace: str) -> set[str]:
     """The models that a gateway lists."""
     with cluster.port_forward(f"svc/{service}", 3000, namespace) as port:
-        answer = httpx.get(f"http://127.0.0.1:{port}/models", timeout=10).json()
+        answer = httpx.get(f"http://127.0.0.1:{port}/models", timeout=60).json()
     return {model["name"] for model in answer["models"]}
+
+
+def ending(namespace: str) -> list[str]:
+    """The pods that are being deleted."""
+    pods = json.loads(cluster.kubectl("-n", namespace, "get", "pods", "-o", "json"))["items"]
+    return [pod["metadata"]["name"] for pod in pods if "deletionTimestamp" in pod["metadata"]]
 
 
 def test_helm_test_streams_a_chat(smollm2: str) -> None:
     out = releases.helm("test", "vllm-fleet", "--namespace", cluster.SYSTEM_NAMESPACE, "--logs")
     assert f"default/{smollm2} streamed" in out
-    assert not cluster.get("pod", "vllm-fleet-test", cluster.SYSTEM_NAMESPACE)
+    tester = ("pod", "vllm-fleet-test", cluster.SYSTEM_NAMESPACE)
+    cluster.eventually(lambda: not cluster.get(*tester), "its pod is gone", 60)
 
 
 @pytest.fixture
@@ -77,7 +84,7 @@ def previous(smollm2: str, tmp_path: Path) -> Iterator[None]:
     """The previous release instead of the present one, which comes back."""
     releases.uninstall()
     releases.install_previous(tmp_path)
-    cluster.wait_settled(smollm2, seconds=60)
+    cluster.wait_settled(smollm2)
     yield
     releases.install()
 
@@ -102,9 +109,9 @@ def test_an_upgrade_restarts_no_model_and_drops_no_stream(smollm2: str, previous
     assert NEW_FIELD in fields()
     assert engines(smollm2) == before
     cluster.patch_spec(smollm2, {"gateway": {"weight": 50}})  # the new operator works, with its new rights
-    cluster.wait_settled(smollm2, seconds=60)
+    cluster.wait_settled(smollm2)
     cluster.patch_spec(smollm2, {"gateway": None})
-    cluster.wait_settled(smollm2, seconds=60)
+    cluster.wait_settled(smollm2)
     assert engines(smollm2) == before
 
 
@@ -118,7 +125,7 @@ class Caller:
 
     def call(self) -> None:
         """Fails if an answer is not whole."""
-        with cluster.port_forward(f"pod/{self.pod}", 3000) as port:
+        with gateway_port(self.pod) as port:
             while not any(tells_to_end(seen, self.pod) for seen in self._watch.seen):
                 stream = Stream(port, self._body)
                 stream.assert_whole()
@@ -137,17 +144,16 @@ def told_to_end(watch: cluster.Watch, pod: str) -> cluster.Seen:
 @pytest.fixture
 def tenant(smollm2: str) -> Iterator[str]:
     """A second release with a namespace of its own, beside the first, which keeps to `default`."""
-    cluster.apply(releases.namespace(TENANT))
-    releases.install("--set", "watchNamespaces={default}")
-    releases.install(
-        *("--set", f"watchNamespaces={{{TENANT}}}", "--set", "crds.enabled=false"),
-        *("--set", "gateway.replicas=1"),
-        name=TENANT,
-        namespace=TENANT,
-    )
-    yield TENANT
-    releases.uninstall(TENANT, TENANT)
-    cluster.delete("namespace", TENANT, "default", "--wait=false")
+    with cluster.lent_namespace(TENANT, releases.RESTRICTED):
+        releases.install("--set", "watchNamespaces={default}")
+        releases.install(
+            *("--set", f"watchNamespaces={{{TENANT}}}", "--set", "crds.enabled=false"),
+            *("--set", "gateway.replicas=1"),
+            name=TENANT,
+            namespace=TENANT,
+        )
+        yield TENANT
+        releases.uninstall(TENANT, TENANT)
     releases.install()
 
 
@@ -165,8 +171,12 @@ def test_two_namespaced_releases_do_not_touch_each_other(smollm2: str, tenant: s
     idle["spec"] |= {"replicas": 0, "servedNames": [smollm2]}  # the name that the other release has as well
     cluster.apply(idle, tenant)
     cluster.eventually(lambda: cluster.settled("idle", tenant), "the second operator works", 60)
+    cluster.eventually(
+        lambda: served_by(f"{tenant}-vllm-fleet-gateway", tenant) == {f"{tenant}/idle"},
+        "its gateway has heard of it",
+        60,
+    )
     assert served_by("vllm-fleet-gateway", cluster.SYSTEM_NAMESPACE) == {f"default/{smollm2}"}
-    assert served_by(f"{tenant}-vllm-fleet-gateway", tenant) == {f"{tenant}/idle"}
     for release, namespace, own, other in (
         ("vllm-fleet", cluster.SYSTEM_NAMESPACE, "default", tenant),
         (f"{tenant}-vllm-fleet", tenant, tenant, "default"),
@@ -175,9 +185,10 @@ def test_two_namespaced_releases_do_not_touch_each_other(smollm2: str, tenant: s
             assert allowed(release, namespace, account, "list", "vllmmodels.vllm-fleet.dev", own)
             assert not allowed(release, namespace, account, "list", "vllmmodels.vllm-fleet.dev", other)
         assert not allowed(release, namespace, "operator", "list", "pods", other)
+    cluster.eventually(lambda: not ending(cluster.SYSTEM_NAMESPACE), "what the upgrade ended is gone", 120)
     first = releases.left_of("vllm-fleet")
     releases.uninstall(tenant, tenant)
-    cluster.eventually(lambda: not releases.left_of(tenant), "the second release is gone", 60)
+    cluster.eventually(lambda: not releases.left_of(tenant), "the second release is gone", 180)
     assert cluster.get("vllm", "idle", tenant), "a model belongs to its user"
     assert releases.left_of("vllm-fleet") == first
     assert engines(smollm2) == pods
@@ -187,7 +198,7 @@ def test_uninstalling_leaves_the_definition_and_the_models(smollm2: str) -> None
     before = engines(smollm2)
     releases.uninstall()
     cluster.eventually(
-        lambda: releases.left_of("vllm-fleet") == {DEFINITION}, "only the definition is left", 90, every=1
+        lambda: releases.left_of("vllm-fleet") == {DEFINITION}, "only the definition is left", 180, every=1
     )
     assert engines(smollm2) == before
     kinds = "lease,secret,configmap,service,serviceaccount,deployment,poddisruptionbudget,networkpolicy"
@@ -197,7 +208,7 @@ def test_uninstalling_leaves_the_definition_and_the_models(smollm2: str) -> None
     cluster.eventually(
         lambda: f"default/{smollm2}" in served_by("vllm-fleet-gateway", cluster.SYSTEM_NAMESPACE),
         "the model is routed again",
-        30,
+        60,
     )
-    cluster.wait_settled(smollm2, seconds=30)
+    cluster.wait_settled(smollm2)
     assert engines(smollm2) == before

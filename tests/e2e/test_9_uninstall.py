@@ -28,6 +28,7 @@ def given_up(smollm2: str) -> Iterator[None]:
     releases.install("--set", "crds.keep=false")
     yield
     releases.install()
+    cluster.kubectl("wait", "--for=condition=Established", f"crd/{CRD}", "--timeout=60s")
     cluster.apply(cluster.example("smollm2.yaml"))
 
 
@@ -40,9 +41,9 @@ def children() -> list[str]:
 def test_without_keep_the_definition_goes_and_all_models_with_it(smollm2: str, given_up: None) -> None:
     with own_namespace() as namespace:
         cluster.apply(model("idle", replicas=0), namespace)
-        cluster.eventually(lambda: cluster.get("deployment", "idle-engine", namespace), "it has children", 30)
+        cluster.eventually(lambda: cluster.get("deployment", "idle-engine", namespace), "it has children", 60)
         assert f"deployment.apps/{smollm2}-engine" in children()
         releases.uninstall()
-        cluster.eventually(lambda: not cluster.get("crd", CRD), "the definition is gone", 60)
+        cluster.eventually(lambda: not cluster.get("crd", CRD), "the definition is gone", 120)
         left = f"secret/{MASTER_KEY}"  # of no model; charts/vllm-fleet/README.md says why it stays
-        cluster.eventually(lambda: children() == [left], "all that was made for models is gone", 120)
+        cluster.eventually(lambda: children() == [left], "all that was made for models is gone", 240)

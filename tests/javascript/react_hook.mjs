@@ -16,7 +16,7 @@ function Chat() {
 
 // React renders when it likes, as in a browser; `act` would put all of a stream into one state.
 async function until(condition) {
-  for (let tries = 0; tries < 1000 && !condition(); tries++) await new Promise((next) => setTimeout(next, 5))
+  for (let tries = 0; tries < 12000 && !condition(); tries++) await new Promise((next) => setTimeout(next, 5))
 }
 
 create(createElement(Chat))

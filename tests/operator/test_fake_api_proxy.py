@@ -3,14 +3,17 @@
 Proves: it hands on requests, bodies, queries and watches unchanged and counts them; it answers in the
 server's place, on a watch as an ERROR event; it tells of an answer before the client has it; a cut ends
 connections and leaves the server's data alone; while parted nothing passes, and afterwards what was
-not given up.
+not given up; when it ends, it leaves no connection open.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import socket
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from typing import Any
 
 import aiohttp
@@ -122,3 +125,13 @@ async def test_a_request_given_up_while_parted_never_arrives(
     await asyncio.sleep(0.1)
     assert len(proxy.writes()) == 1
     assert api.objects(DEPLOYMENTS) == []
+
+
+def test_nothing_is_open_when_it_has_ended() -> None:
+    """Though clients came in that moment: what is left open warns later, in whatever test runs then."""
+    for _ in range(10):
+        with ExitStack() as clients, ApiProxy("http://127.0.0.1:9") as proxy:
+            address = ("127.0.0.1", int(proxy.url.rpartition(":")[2]))
+            for _ in range(20):
+                clients.enter_context(socket.create_connection(address))
+    gc.collect()

@@ -3,7 +3,8 @@
 Proves: defaults; each row of the table of invalid models is refused with its field; all problems at once;
 advice in the messages (a near field, the type found, a duration's form); nulls; no input is quoted that could
 be a secret; profiles lie under what a model says;
-derived values (device, GPUs, replicas, seconds); an unreadable status counts as none.
+derived values (device, GPUs, replicas, seconds); an unreadable status, and the definition's default of one,
+count as none.
 Left out: that the API server refuses the same rows, which needs a real one (tests/e2e).
 """
 
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from vllm_models import InvalidCase, invalid_cases, model_body
 
+from vllm_operator.api.crd import UNSEEN
 from vllm_operator.api.parsing import identify, parse, previous_status
 from vllm_operator.api.status import Status
 from vllm_operator.api.values import seconds
@@ -184,6 +186,10 @@ def test_a_model_that_was_never_applied_has_placeholders() -> None:
 def test_a_status_that_cannot_be_read_counts_as_none() -> None:
     assert previous_status(model_body() | {"status": {"conditions": "broken"}}) == Status()
     assert previous_status(model_body() | {"status": {"replicas": 2, "later": 1}}).replicas == 2
+
+
+def test_the_definitions_default_of_a_status_counts_as_none() -> None:
+    assert previous_status(model_body() | {"status": UNSEEN}) == Status()
 
 
 def test_the_annotation_pauses_unless_it_says_false() -> None:

@@ -42,6 +42,11 @@ _KEYWORDS = {
 }
 _DROPPED = {"title", "default"}
 
+# The one default of the schema, for a model that no operator has looked at yet: kstatus (`helm --wait`,
+# Argo CD, Flux) takes an object that says nothing of itself to be finished.
+# https://github.com/kubernetes-sigs/cli-utils/blob/master/pkg/kstatus/README.md
+UNSEEN = {"observedGeneration": -1}
+
 
 def crd_manifest() -> Json:
     """The whole CRD, ready for `kubectl apply`."""
@@ -54,7 +59,7 @@ def crd_manifest() -> Json:
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
             "spec": structural_schema(Spec),
-            "status": structural_schema(Status),
+            "status": structural_schema(Status) | {"default": UNSEEN},
         },
         "x-kubernetes-validations": [_validation(rule) for rule in VLLMModel.rules],
     }

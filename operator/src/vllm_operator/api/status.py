@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 
 from vllm_operator.api.values import Section
 
@@ -131,7 +131,9 @@ class Status(Section):
 
     model_config = ConfigDict(extra="ignore")
 
-    observed_generation: Annotated[int, Field(ge=0)] = Field(0, description="Generation that was acted on.")
+    observed_generation: Annotated[int, Field(ge=-1)] = Field(
+        0, description="Generation that was acted on; -1 before any was."
+    )
     replicas: Annotated[int, Field(ge=0)] = Field(
         0, description="Pods of any revision, terminating ones left out."
     )
@@ -166,6 +168,12 @@ class Status(Section):
         description="Accepted, Ready, Reconciling, Stalled.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
+
+    @field_validator("observed_generation")
+    @classmethod
+    def _seen(cls, generation: int) -> int:
+        """Before the first write it is the definition's default, or nothing: the same to us."""
+        return max(generation, 0)
 
     def condition(self, kind: ConditionType) -> Condition | None:
         return next((item for item in self.conditions if item.type == kind), None)
