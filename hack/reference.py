@@ -91,8 +91,9 @@ def metrics_page(**components: CollectorRegistry) -> Files:
     """Each component with the registry that it exports."""
     intro = (
         "Exported at `:9090/metrics`. Labels are bounded: a model is `<namespace>/<name>` of one that exists "
-        "or `unknown`. The chart's PodMonitor collects vLLM's own metrics (`vllm:…`, port 8000 of each model "
-        "pod) beside these, with the same `model` label."
+        "or `unknown`. The gateway's series of a model or an API key go 15 minutes after it has gone; one "
+        "that comes back later begins at 0, as after a restart. The chart's PodMonitor collects vLLM's own "
+        "metrics (`vllm:…`, port 8000 of each model pod) beside these, with the same `model` label."
     )
     sections = [
         f"## {component.capitalize()}\n\n{_metrics_table(exported(registry))}"

@@ -10,6 +10,7 @@ Proves:
   whose caller leaves gives its permit back;
 - tokens are counted by key, streamed or not; a key stands in no log line, its name does;
 - keys change without a restart, and running streams go on;
+- of a table that is not in force any more nothing is kept, however many keys have looked at it;
 - ten thousand refused requests leave memory as it was.
 """
 
@@ -142,6 +143,24 @@ async def test_a_key_sees_and_uses_its_own_models_only(gateway: Any, tmp_path: P
         running.gateway.holder.put(Table.of([Model("four", "m", "a", ("new",), here)]))
         listed = (await get(running.port, "/v1/models", **ALICE)).json()["data"]
         assert [item["id"] for item in listed] == ["new"]
+
+
+async def test_no_former_table_is_kept_for_keys_that_do_not_come_back(gateway: Any, tmp_path: Path) -> None:
+    """Each pod that becomes ready makes a new table, of all models."""
+    keys = "".join(f"- {{name: k{n}, key: sk-key-{n:06}, models: ['a/*']}}\n" for n in range(100))
+    (tmp_path / "keys.yaml").write_text(f"keys:\n{keys}")
+    settings = {"auth": {"keysFile": str(tmp_path / "keys.yaml")}, "refreshInterval": "1h"}
+    async with FakeEngine() as engine, gateway(engine, options=settings) as running:
+        before = tables()
+        for number in range(100):
+            running.gateway.holder.put(Table.of([Model("one", "m", "a"), Model("two", "m", "b")]))
+            await get(running.port, "/models", x_api_key=f"sk-key-{number:06}")
+        assert tables() - before < 10
+
+
+def tables() -> int:
+    gc.collect()
+    return sum(type(found) is Table for found in gc.get_objects())
 
 
 async def test_without_a_name_the_only_model_that_the_key_may_use(gateway: Any, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 Proves:
 - an engine that keeps failing, before or in the middle of an answer, is left alone, is tried again by one
-  request when its time has come, and serves on if that is well; each way to fail counts, as the metric shows;
+  request when its time has come, and serves on if that is well, from its first token on; each way to fail
+  counts, as the metric shows;
 - a thousand 4xx answers, a full engine's 503 and callers that leave never count (FACTS E12);
 - the only engine of a model is never left alone;
 - prompts that begin alike reach one engine, whoever asks and whatever the route; a session and a key stay
@@ -98,15 +99,24 @@ async def until_async(act: Any, condition: Any) -> None:
             await act()
 
 
-async def test_one_request_is_the_trial(gateway: Any) -> None:
-    gate = asyncio.Event()
+class Held:
+    """An engine's script that stops before and after the first token until it is let go on."""
 
-    async def held(reply: fake.Reply) -> None:
+    def __init__(self) -> None:
+        self.first, self.rest = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, reply: fake.Reply) -> None:
         await reply.head()
+        await self.first.wait()
         await reply.chunk(ROLE + token("a"))
-        await gate.wait()
+        await self.rest.wait()
         await reply.chunk(b"".join(chat_events([], with_usage=True)[1:]))
         await reply.end()
+
+
+async def test_one_request_is_the_trial_until_its_first_token(gateway: Any) -> None:
+    """Not until its end, which may be minutes later; and not at its head, which a hung engine sends too."""
+    held = Held()
 
     async with (
         FakeEngine(FAILURES["status_500"]) as ill,
@@ -127,7 +137,12 @@ async def test_one_request_is_the_trial(gateway: Any) -> None:
         trials += [asyncio.create_task(stream(running)) for _ in range(10)]
         await until(lambda: running.in_flight == 1)
         assert len(ill.seen) == seen + 1
-        gate.set()
+        assert ejected(running) == 1
+        held.first.set()
+        await until(lambda: ejected(running) == 0)
+        trials += [asyncio.create_task(stream(running)) for _ in range(10)]
+        await until(lambda: len(ill.seen) > seen + 1)
+        held.rest.set()
         await asyncio.gather(*trials)
         assert ejected(running) == 0
         await running.settled()

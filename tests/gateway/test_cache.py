@@ -8,7 +8,8 @@ Proves:
 - in memory: an answer is gone after its time, the bytes stay within the bound, the least used goes first, one
   larger than everything is not kept;
 - in a real Valkey: an answer comes back byte for byte, also to another gateway, and is gone after its time; a
-  value of somebody else's is none; while Valkey is away there are no answers and no errors.
+  value of somebody else's is none; while Valkey is away there are no answers and no errors; while it is slow
+  no more than so many answers wait for it in memory.
 """
 
 from __future__ import annotations
@@ -108,8 +109,8 @@ class Clock:
 async def test_answers_in_memory_end_with_their_time() -> None:
     clock = Clock()
     store = MemoryStore(10_000, clock)
-    await store.put("short", STREAM, 10)
-    await store.put("long", STREAM, 100)
+    store.put("short", STREAM, 10)
+    store.put("long", STREAM, 100)
     clock.now = 9.9
     assert await store.get("short") == STREAM
     clock.now = 10.1
@@ -120,13 +121,13 @@ async def test_answers_in_memory_end_with_their_time() -> None:
 async def test_memory_is_bounded_and_the_least_used_goes_first() -> None:
     store = MemoryStore(100_000)
     for number in range(1000):
-        await store.put(str(number), Answer(b"", bytes(2000)), 60)
+        store.put(str(number), Answer(b"", bytes(2000)), 60)
         await store.get("0")
         assert store.size <= 100_000
     assert await store.get("0") is not None
     assert await store.get("1") is None
     assert await store.get("999") is not None
-    await store.put("huge", Answer(b"", bytes(200_000)), 60)
+    store.put("huge", Answer(b"", bytes(200_000)), 60)
     assert await store.get("huge") is None
     assert await store.get("999") is not None
 
@@ -151,8 +152,9 @@ def server() -> Iterator[Valkey]:
 async def test_answers_in_valkey(server: Valkey) -> None:
     servers = [Shared(RedisSettings(url=server.url)) for _ in range(2)]
     one, two = (SharedStore(shared) for shared in servers)
-    await one.put("k", STREAM, 60)
-    await one.put("brief", STREAM, 0.05)
+    one.put("k", STREAM, 60)
+    one.put("brief", STREAM, 0.05)
+    await one.stop()
     assert await two.get("k") == STREAM
     assert await two.get("other") is None
     await asyncio.sleep(0.1)
@@ -176,9 +178,27 @@ async def test_while_valkey_is_away(server: Valkey) -> None:
     store = SharedStore(shared)
     server.stop()
     try:
-        await store.put("k", STREAM, 60)
+        store.put("k", STREAM, 60)
+        await store.stop()
         assert await store.get("k") is None
         assert shared.failures == 1
     finally:
         server.start()
     await shared.close()
+
+
+async def test_answers_do_not_pile_up_before_a_slow_valkey() -> None:
+    with valkey() as server:
+        shared = Shared(RedisSettings.model_validate({"url": server.url, "timeout": "5s"}))
+        store = SharedStore(shared)
+        await store._redis.execute_command("CLIENT", "PAUSE", 1000, "WRITE")  # type: ignore[no-untyped-call]
+        for number in range(1000):
+            store.put(str(number), STREAM, 60)
+        assert len(store._puts) == 64
+        await store.stop()
+        assert await store.get("0") == STREAM
+        assert await store.get("999") is None
+        store.put("later", STREAM, 60)
+        await store.stop()
+        assert await store.get("later") == STREAM
+        await shared.close()

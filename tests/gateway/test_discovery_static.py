@@ -2,12 +2,14 @@
 
 Proves: names are asked from the backends and asked again; a backend that is not up is said in /health,
 /models and answers, with a 503 and not a 404; several backends share their models' requests; one that goes
-away is left, one that is merely busy is not; the gateway's own key goes to them and to nobody else.
+away is left, one that is merely busy is not; the gateway's own key goes to them and to nobody else, and
+another one once its file has changed; a list with numbers that are none is a bad answer.
 """
 
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import engine as fake
@@ -15,7 +17,8 @@ import pytest
 from engine import FakeEngine
 from http_caller import ask, get, until
 
-from vllm_gateway.discovery.static import endpoint_of
+from vllm_gateway.discovery.static import _read_names, endpoint_of
+from vllm_gateway.errors import UpstreamFailure
 from vllm_gateway.settings import Backend
 
 CHAT = {"model": "m", "messages": [], "stream": True}
@@ -104,6 +107,29 @@ async def test_the_backends_key_goes_to_the_backend(gateway: Any, monkeypatch: p
         assert "s3cret" not in repr(running.gateway.holder())
 
 
+async def test_a_backends_key_that_was_rotated_is_taken_up(gateway: Any, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("first\n")
+    async with FakeEngine() as engine:
+        backends = [{"url": engine.url, "apiKeyFile": str(key)}]
+        async with gateway(options=QUICK | {"backends": backends}) as running:
+
+            async def asked_with(secret: str) -> bool:
+                await ask(running.port, "/v1/chat/completions", CHAT)
+                return engine.seen[-1].headers["authorization"] == f"Bearer {secret}"
+
+            assert await asked_with("first")
+            key.write_text("second\n")
+            await until(lambda: asked_with("second"))
+            key.unlink()
+            await until(lambda: bool(running.gateway.holder().notes))
+            assert "No such file" in running.gateway.holder().notes[0]
+            assert await asked_with("second")
+            key.write_text("third\n")
+            await until(lambda: asked_with("third"))
+            await until(lambda: not running.gateway.holder().notes)
+
+
 async def test_a_backend_that_refuses_the_gateways_key_is_a_502_not_the_callers_401(gateway: Any) -> None:
     refusal = fake.answer(401, {"error": "Unauthorized"})
     async with FakeEngine(refusal) as engine, gateway(engine) as running:
@@ -126,3 +152,9 @@ def test_a_url_may_carry_a_path_and_the_v1_that_people_paste(
 ) -> None:
     endpoint = endpoint_of(Backend(url=url), None)
     assert (endpoint.host, endpoint.port, endpoint.tls, endpoint.prefix) == (host, port, tls, prefix)
+
+
+@pytest.mark.parametrize("created", ["1e999", "Infinity", "[1]", '"x"'])
+def test_a_list_with_numbers_that_are_none_is_a_bad_response(created: str) -> None:
+    with pytest.raises(UpstreamFailure, match="no list of models"):
+        _read_names(b'{"data": [{"id": "m", "created": %b}]}' % created.encode())

@@ -292,6 +292,23 @@ async def test_a_unary_answer_that_breaks_off_is_a_502_and_never_half_an_answer(
             assert (answer.status, answer.json()["error"]["code"]) == (502, "engine_closed")
 
 
+async def test_the_head_and_the_body_of_a_unary_answer_have_one_time_together(gateway: Any) -> None:
+    wire = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n", b"{}"
+
+    async def script(reply: fake.Reply) -> None:
+        for piece in wire:
+            await asyncio.sleep(0.7)
+            await reply.raw(piece)
+
+    async with (
+        FakeEngine(script) as engine,
+        gateway(engine, options={"timeouts": {"unary": "1s"}}) as running,
+    ):
+        answer = await ask(running.port, "/v1/embeddings", {"model": "m", "input": "x"})
+        assert (answer.status, answer.json()["error"]["code"]) == (504, "engine_timeout")
+        await running.settled()
+
+
 async def test_a_unary_answer_over_the_limit_is_a_502(gateway: Any) -> None:
     big = fake.answer(200, {"data": "x" * 100_000})
     settings = {"limits": {"answerBytes": 50_000}}

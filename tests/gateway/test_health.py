@@ -5,6 +5,8 @@ Proves:
 - ejections last twice as long each time, up to a limit, and are short again after a long good time;
 - after an ejection exactly one request is let through; its success ends the ejection, its failure doubles
   it, and an end that says nothing lets the next request try;
+- the first token of that one lets others through before its end; until a whole answer one failure is enough
+  for the next ejection, which is twice as long; first tokens of other requests change nothing;
 - for any history, never more than the maximum share is ejected, one endpoint alone never, and the first that
   were ejected are those that stay so;
 - a request that was under way when the endpoint was ejected does not prolong it;
@@ -76,6 +78,38 @@ def test_one_request_is_the_trial() -> None:
     assert A in health.usable(FLEET)  # trusted again: it takes three
 
 
+def test_the_first_token_decides_the_trial() -> None:
+    health, clock = make(base=10)
+    fail(health, A)
+    clock.now += 11
+    health.chosen(A.id)
+    assert A not in health.usable(FLEET)
+    health.proved(A.id)
+    assert A in health.usable(FLEET)
+    health.failed(A.id)  # it began and broke off, as it may do each time
+    assert health.ejected(FLEET) == {"a"}
+    clock.now += 19
+    assert health.ejected(FLEET) == {"a"}
+    clock.now += 2
+    health.chosen(A.id)
+    health.proved(A.id)
+    health.succeeded(A.id)
+    fail(health, A, 2)
+    assert A in health.usable(FLEET)  # trusted again: it takes three
+
+
+def test_first_tokens_of_other_requests_change_nothing() -> None:
+    health, _ = make(base=10)
+    fail(health, A, 2)
+    health.proved(A.id)
+    fail(health, A, 1)
+    assert health.ejected(FLEET) == {"a"}
+    health.proved(A.id)  # of one that was under way
+    assert health.ejected(FLEET) == {"a"}
+    health.proved(B.id)
+    assert list(health._states) == ["a"]
+
+
 def test_a_trial_that_says_nothing_lets_the_next_one_try() -> None:
     health, clock = make()
     fail(health, A)
@@ -140,7 +174,9 @@ def test_endpoints_that_left_are_forgotten() -> None:
 
 
 STEPS = st.lists(
-    st.tuples(st.sampled_from(["failed", "succeeded", "chosen", "ended", "wait"]), st.integers(0, 3)),
+    st.tuples(
+        st.sampled_from(["failed", "succeeded", "chosen", "proved", "ended", "wait"]), st.integers(0, 3)
+    ),
     max_size=80,
 )
 

@@ -174,6 +174,17 @@ def test_a_file_that_is_not_there_or_too_large(tmp_path: Path) -> None:
         read_keys(write(tmp_path / "big", " " * (4 * 1024 * 1024 + 1)))
 
 
+async def test_a_folder_without_files_is_a_mistake_and_keeps_the_keys(tmp_path: Path) -> None:
+    """A Secret whose entries were taken away. That nobody may come in is said by `keys: []`."""
+    with pytest.raises(BadKeys, match="holds no file"):
+        keyring(tmp_path)
+    write(tmp_path / "keys.yaml")
+    ring = keyring(tmp_path)
+    (tmp_path / "keys.yaml").unlink()
+    await followed(ring, lambda: "holds no file" in ring.problem)
+    assert known(ring, ALICE)
+
+
 async def test_a_folder_as_a_secret_is_mounted(tmp_path: Path) -> None:
     """`keys.yaml` -> `..data/keys.yaml`, `..data` -> `..<date>`; an update swaps the link `..data`."""
     for day, secret in (("..1", ALICE), ("..2", BOB)):

@@ -1,9 +1,10 @@
 """The management port and what it reports.
 
-Proves: it answers while the request loop is blocked; /livez fails when that loop hangs; /load has the shape
-that the operator scales by; metrics have bounded labels and count what happened; refusals count the gateway's
-own codes only; the access log has one line a request, without bodies or keys; FastAPI's document covers the
-relayed routes.
+Proves: it answers while the request loop is blocked; /livez fails when that loop hangs; /readyz waits for the
+API's port; /load has the shape that the operator scales by, and says since when each model is idle; metrics
+have bounded labels and count what happened; series of models and keys that are gone go too, some time later;
+refusals count the gateway's own codes only; the access log has one line a request, without bodies or keys;
+FastAPI's document covers the relayed routes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import io
 import json
 import time
 import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import engine as fake
@@ -21,9 +24,10 @@ from engine import ROLE, FakeEngine, token
 from http_caller import Caller, ask, get
 
 from vllm_gateway.app import Gateway, ManagementThread
+from vllm_gateway.routing.table import Endpoint, Model, Table
 from vllm_gateway.settings import Settings
 from vllm_gateway.sockets import bind, port_of
-from vllm_gateway.telemetry import AccessLog, Gaps
+from vllm_gateway.telemetry import KEPT_SECONDS, AccessLog, Gaps
 from vllm_gateway.web.health import Management, load_report
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
@@ -63,6 +67,21 @@ async def test_the_load_report_counts_requests_by_model_and_pod(gateway: Any) ->
         assert abs(report["started_at"] - time.time()) < 60
 
 
+async def test_the_load_report_knows_idleness_since_a_model_is_known(gateway: Any) -> None:
+    async with FakeEngine() as engine, gateway(engine, options={"refreshInterval": "1h"}) as running:
+        clock = [10_000.0]
+        running.gateway.engines.load._clock = lambda: clock[0]
+        services = running.gateway.services
+        services.lifecycle.started_at -= 100_000  # an old gateway
+        here = (Endpoint("e", "127.0.0.1", engine.port),)
+        running.gateway.holder.put(Table.of([Model("young", "m", "ns", endpoints=here)]))
+        clock[0] += 60
+        assert load_report(services)["models"]["ns/young"]["idle_seconds"] == 60
+        await ask(running.port, "/v1/embeddings", {"model": "ns/young", "input": "x"})
+        clock[0] += 7
+        assert load_report(services)["models"]["ns/young"]["idle_seconds"] == 7
+
+
 async def test_probes_say_what_is_wrong(gateway: Any) -> None:
     async with FakeEngine() as engine, gateway(engine) as running:
         assert await ask_management(running, "/livez") == (200, "ok\n")
@@ -76,6 +95,17 @@ async def test_probes_say_what_is_wrong(gateway: Any) -> None:
         status, text = await ask_management(running, "/readyz")
         assert status == 503
         assert engine.url in text
+
+
+async def test_a_gateway_is_not_ready_before_it_listens() -> None:
+    """It knows its models a little earlier, and a caller that is sent then would be refused."""
+    async with FakeEngine() as engine:
+        settings = {"host": "127.0.0.1", "port": 0, "backends": [{"url": engine.url}]}
+        gateway = Gateway(Settings.model_validate(settings))
+        await gateway.source.start()
+        assert gateway.holder().complete
+        assert (await ask_management(SimpleNamespace(gateway=gateway), "/readyz")) == (503, "starting\n")
+        await gateway.source.stop()
 
 
 def test_the_management_port_answers_while_the_request_loop_hangs() -> None:
@@ -120,6 +150,56 @@ async def test_metrics_count_what_happened(gateway: Any) -> None:
         assert running.metric("tokens_total", model="m", key="anonymous", kind="completion") == 10
         text = (await ask_management(running, "/metrics"))[1]
         assert "# TYPE vllm_gateway_requests_total counter" in text
+
+
+def models_and_keys(running: Any) -> tuple[set[str], set[str]]:
+    samples = [one for found in running.gateway.metrics.registry.collect() for one in found.samples]
+    models, keys = ({one.labels.get(label, "") for one in samples} - {""} for label in ("model", "key"))
+    return models, keys
+
+
+async def test_series_of_models_and_keys_that_are_gone_go_too(gateway: Any, tmp_path: Path) -> None:
+    """Names come and go for months. What is read last of them must have been scraped; a stream may outlast
+    its model; a model that is made again within the time goes on counting.
+    """
+    keys = tmp_path / "keys.yaml"
+    keys.write_text("keys: [{name: old, key: sk-old-123456}, {name: new, key: sk-new-123456}]")
+    settings = {"refreshInterval": "1h", "auth": {"keysFile": str(keys)}}
+    script = fake.in_turn(fake.stream(), fake.stream(), fake.forever(token("a"), first=[ROLE]))
+    old, new = {"x-api-key": "sk-old-123456"}, {"x-api-key": "sk-new-123456"}
+    async with FakeEngine(script) as engine, gateway(engine, options=settings) as running:
+        here = (Endpoint("e", "127.0.0.1", engine.port),)
+        table = {name: Model(name, "m", endpoints=here) for name in ("kept", "gone", "streams")}
+        running.gateway.holder.put(Table.of(table.values()))
+        await ask(running.port, "/v1/chat/completions", CHAT | {"model": "gone"}, headers=old)
+        await ask(running.port, "/v1/chat/completions", CHAT | {"model": "kept"}, headers=new)
+        await ask(running.port, "/v1/chat/completions", CHAT | {"model": "never"}, headers=new)
+        async with await Caller.connect(running.port) as caller:
+            caller.send("/v1/chat/completions", CHAT | {"model": "streams"}, headers=new)
+            await caller.head()
+            await caller.chunk()
+            everything = {"kept", "gone", "streams", "unknown"}, {"old", "new"}
+            assert models_and_keys(running) == everything
+
+            running.gateway.holder.put(Table.of([table["kept"]]))
+            keys.write_text("keys: [{name: new, key: sk-new-123456}]")
+            running.gateway.keyring._refresh(keys)
+            running.gateway.forget_absent(0.0)
+            running.gateway.forget_absent(KEPT_SECONDS - 1)
+            assert models_and_keys(running) == everything
+            running.gateway.holder.put(Table.of([table["kept"], table["gone"]]))
+            running.gateway.forget_absent(KEPT_SECONDS - 0.5)  # it is back, and gone again
+            running.gateway.holder.put(Table.of([table["kept"]]))
+            for now in (0.0, KEPT_SECONDS - 1):
+                running.gateway.forget_absent(KEPT_SECONDS + now)
+            assert models_and_keys(running) == ({"kept", "gone", "streams", "unknown"}, {"new"})
+            running.gateway.forget_absent(2 * KEPT_SECONDS)
+            assert models_and_keys(running) == ({"kept", "streams", "unknown"}, {"new"})
+        await running.settled()
+        running.gateway.forget_absent(3 * KEPT_SECONDS)
+        running.gateway.forget_absent(4 * KEPT_SECONDS)
+        assert models_and_keys(running) == ({"kept", "unknown"}, {"new"})
+        assert running.metric("requests_total", model="kept", route="/v1/chat/completions", code="200") == 1
 
 
 async def test_tokens_of_a_stream_that_broke_are_counted_by_its_events(gateway: Any) -> None:

@@ -4,7 +4,7 @@ Proves, in memory and against a real Valkey:
 - requests over the limit are a 429 whose Retry-After is when one is free again, and then one is;
 - tokens are checked before and charged after; the request that goes over is served, the next one is not;
 - what is refused for tokens costs no request; keys do not share counts; keys without limits are not counted;
-- two gateways with one Valkey share their counts;
+- two gateways with one Valkey share their counts; its password may be changed while they run;
 - Valkey that goes away: requests are served with counts of one's own, without waiting for each; it is
   used again when it is back;
 - requests at once come back however they end, per key;
@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import redis
 from valkey_server import Valkey, valkey
 
 from vllm_gateway.errors import GatewayError
@@ -181,6 +182,10 @@ async def test_two_gateways_share_their_counts(server: Valkey) -> None:
         assert "tokens" in (await refused(one, who)).message
 
 
+def is_away(rates: Rates) -> bool:
+    return rates._requests._shared.away
+
+
 async def test_a_valkey_that_goes_away_and_comes_back(
     server: Valkey, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -194,10 +199,12 @@ async def test_a_valkey_that_goes_away_and_comes_back(
                 await rates.admit(who)
             await refused(rates, who)  # by the count of its own
             assert len(caplog.records) == 1, "asked again although it is known to be away"
+            assert is_away(rates)
         finally:
             server.start()
         clock.now += 6
         await rates.admit(who)  # the new server has counted nothing
+        assert not is_away(rates)
         await rates.admit(who)
         await refused(rates, who)
 
@@ -212,6 +219,27 @@ async def test_a_password_from_a_file(tmp_path: Path) -> None:
         await Rates(shared).admit(caller("p-alice", requests=2))
         await shared.close()
         assert shared.failures == 0
+
+
+async def test_a_password_that_was_rotated_is_taken_up(tmp_path: Path) -> None:
+    password, clock = tmp_path / "password", Clock()
+    password.write_text("first")
+    with valkey("--requirepass", "first") as server:
+        settings = RedisSettings(url=server.url, password_file=str(password))
+        shared = Shared(settings, clock)
+        rates = Rates(shared)
+        await rates.admit(caller("n-alice", requests=2))
+        with redis.Redis(port=server.port, password="first") as admin:
+            admin.config_set("requirepass", "second")
+            admin.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        await rates.admit(caller("n-alice", requests=2))  # by the count of its own
+        assert shared.failures == 1
+        password.write_text("second")
+        clock.now += 6
+        await rates.admit(caller("n-alice", requests=2))
+        await refused(rates, caller("n-alice", requests=2))  # the second that the server counts
+        assert shared.failures == 1
+        await shared.close()
 
 
 async def test_requests_at_once() -> None:

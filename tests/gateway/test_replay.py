@@ -8,18 +8,23 @@ Proves:
 - only whole answers are kept: none of an engine that failed before, in or at the end of an answer, none of a
   caller that left, none over the limit; an answer ends with its time;
 - a hit needs no place in the queue, but a good key, and counts as a request and not as tokens;
-- two gateways with one Valkey share answers.
+- two gateways with one Valkey share answers;
+- while a slow Valkey takes an answer, its caller has it, whole even if the gateway stops now, and what the
+  request held is free.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import engine as fake
 import pytest
+import redis
 from engine import ENGINE_DIED, ROLE, FakeEngine, finish, token
 from http_caller import Caller, ask
 from valkey_server import valkey
@@ -27,6 +32,7 @@ from valkey_server import valkey
 from vllm_gateway.routing.table import Endpoint, Model, Table
 
 COLD = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "temperature": 0}
+KEY = {"x-api-key": "sk-a-123456"}
 ROUTES = pytest.mark.parametrize(
     ("path", "body"),
     [
@@ -192,12 +198,66 @@ async def test_two_gateways_share_answers_through_valkey(gateway: Any, path: str
             gateway(engine, options=settings) as one,
             gateway(engine, options=settings) as two,
         ):
-            first, second = await ask(one.port, path, body), await ask(two.port, path, body)
+            first = await ask(one.port, path, body)
+            await one.gateway.services.answers.stop()
+            second = await ask(two.port, path, body)
             assert (first.headers["x-cache"], second.headers["x-cache"]) == ("miss", "hit")
             assert first.body == second.body
+            assert two.metric("redis_away") == 0
             server.stop()
             third = await ask(two.port, path, body)
+            assert two.metric("redis_away") == 1
             assert (third.status, third.headers["x-cache"], third.body) == (200, "miss", first.body)
+
+
+@contextlib.contextmanager
+def slow_valkey(milliseconds: int) -> Iterator[str]:
+    """Its URL. It reads as ever, and writes nothing for so long."""
+    with valkey() as server, redis.Redis(port=server.port) as client:
+        client.execute_command("CLIENT", "PAUSE", milliseconds, "WRITE")
+        yield server.url
+
+
+async def test_a_caller_and_its_permit_do_not_wait_for_valkey_to_keep_an_answer(
+    gateway: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "keys.yaml").write_text("keys: [{name: a, key: sk-a-123456, limits: {concurrency: 1}}]")
+    auth = {"auth": {"keysFile": str(tmp_path / "keys.yaml")}}
+    with slow_valkey(1500) as url:
+        settings = options() | auth | {"redis": {"url": url, "timeout": "5s"}, "queue": {"maxInFlight": 1}}
+        async with FakeEngine() as engine, gateway(engine, options=settings) as running:
+            for number in range(4):
+                body = COLD | {"max_tokens": number + 1, "stream": number % 2 == 0}
+                answer = await ask(running.port, "/v1/chat/completions", body, headers=KEY)
+                assert (answer.status, answer.headers["x-cache"]) == (200, "miss")
+            await running.settled()
+            assert running.gateway.services.answers._puts
+            await running.gateway.services.answers.stop()
+            answer = await ask(running.port, "/v1/chat/completions", COLD | {"max_tokens": 4}, headers=KEY)
+            assert answer.headers["x-cache"] == "miss"  # that one was a stream's
+            body = COLD | {"max_tokens": 4, "stream": False}
+            answer = await ask(running.port, "/v1/chat/completions", body, headers=KEY)
+            assert answer.headers["x-cache"] == "hit"
+
+
+async def test_an_answer_that_is_under_way_to_its_caller_and_to_valkey_is_not_cut_by_the_end(
+    raw_gateway: Any,
+) -> None:
+    size = 16_000_000  # far more than the kernel takes
+    script = fake.answer(200, {"embedding": "0" * size})
+    with slow_valkey(2000) as url:
+        settings = options(entryBytes=2 * size) | {"redis": {"url": url, "timeout": "10s"}, "timeouts": {}}
+        async with (
+            FakeEngine(script) as engine,
+            raw_gateway(engine, options=settings | {"drainTimeout": "300ms"}) as running,
+            await Caller.connect(running.port, receive_buffer=64 * 1024) as caller,
+        ):
+            caller.send("/v1/embeddings", {"model": "m", "input": "x"})
+            length = int((await caller.head()).headers["content-length"])
+            running.server.should_exit = True
+            await asyncio.sleep(1.0)  # the drain is over
+            assert len(await caller.reader.readexactly(length)) > size
+            assert running.metric("refusals_total", code="shutting_down") == 0
 
 
 async def test_an_answer_of_another_model_of_the_same_name_is_not_kept(gateway: Any) -> None:

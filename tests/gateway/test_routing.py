@@ -1,12 +1,14 @@
 """The table, the counts and the choices: pure.
 
 Proves: a full name always wins; a short name belongs to one namespace; unknown and not-ready are told
-apart; a count comes back however a request ends; the least loaded is chosen, ties evenly; weights hold.
+apart; a count comes back however a request ends, and nothing is kept of a model that is gone; a model is idle
+since its last request, or since it is known; the least loaded is chosen, ties evenly; weights hold.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -79,19 +81,55 @@ def test_a_count_comes_back_however_a_request_ends() -> None:
     now = 100.0
     load = Load(lambda: now)
     found = model("a")
+    load.follow({"ns/a": found})
 
     def fails() -> None:
         with load.lease(found, found.endpoints[0]):
             assert load.snapshot() == ({"ns/a": 1}, {"ns-a-0": 1})
-            assert load.idle_seconds("ns/a", 50.0) == 0.0
+            assert load.idle_seconds("ns/a") == 0.0
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         fails()
     assert load.snapshot() == ({}, {})
     now = 130.0
-    assert load.idle_seconds("ns/a", 500.0) == 30.0
-    assert load.idle_seconds("ns/never", 50.0) == 50.0
+    assert load.idle_seconds("ns/a") == 30.0
+
+
+def test_a_model_is_idle_since_its_last_request_or_since_it_is_known() -> None:
+    """A gateway that is days old must not say of a model made a minute ago that it has been idle for days."""
+    now = 1000.0
+    load = Load(lambda: now)
+    old = model("old")
+    load.follow({"ns/old": old})
+    now += 500
+    with load.lease(old, old.endpoints[0]):
+        pass
+    now += 40
+    new = replace(model("new"), created=7)
+    load.follow({"ns/old": old, "ns/new": new})
+    now += 2
+    assert (load.idle_seconds("ns/old"), load.idle_seconds("ns/new")) == (42, 2)
+    load.follow({"ns/old": replace(old, weight=3), "ns/new": new})  # an edit is no new model
+    assert load.idle_seconds("ns/new") == 2
+    load.follow({"ns/old": replace(old, created=9), "ns/new": new})  # deleted and made again
+    assert load.idle_seconds("ns/old") == 0
+    now += 5
+    assert load.idle_seconds("ns/old") == 5
+    assert load.idle_seconds("ns/unknown") == 0
+
+
+def test_nothing_is_kept_of_models_that_are_gone() -> None:
+    load = Load(lambda: 0.0)
+    for number in range(1000):
+        found = model(f"m{number}")
+        load.follow({found.key: found})
+        with load.lease(found, found.endpoints[0]):
+            load.follow({})  # while a request is under way
+    load.follow({})
+    assert not load._last_busy
+    assert not load._known
+    assert load.snapshot() == ({}, {})
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=8), DRAWS)

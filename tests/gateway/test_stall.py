@@ -2,8 +2,8 @@
 
 Proves: who reads nothing is cut after the time, and no later; who reads a little now and then is not, however
 long it takes; crumbs are no reading, and what is written meanwhile is no step back; after `stop` nothing is
-looked at; what the kernel holds is counted. And of a gateway: a steady but slow reader of a large whole
-answer, and of a stream, gets all of it.
+looked at; what the kernel holds is counted, and time in which the process stood still is not. Of a gateway:
+a steady but slow reader of a large whole answer, and of a stream, gets all of it.
 """
 
 from __future__ import annotations
@@ -81,6 +81,21 @@ def test_crumbs_are_no_reading(loop: VirtualLoop) -> None:
     caller = Watched(loop)
     caller.live(20, reads=LEAST_READ // 16)
     assert caller.cut_after == 8.0
+
+
+def test_time_in_which_the_process_stood_still_does_not_count(loop: VirtualLoop) -> None:
+    """Nobody could read then: what there was to read did not come."""
+    caller = Watched(loop)
+    caller.live(5, reads=0)
+    loop.now += 60.0
+    loop.settle()
+    assert caller.cut_after is None
+    caller.live(1, reads=LEAST_READ)
+    loop.now += 60.0
+    caller.live(7, reads=0)
+    assert caller.cut_after is None
+    caller.live(5, reads=0)
+    assert caller.cut_after is not None
 
 
 def test_what_is_written_meanwhile_is_no_step_back(loop: VirtualLoop) -> None:

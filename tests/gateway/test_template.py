@@ -181,7 +181,7 @@ async def relayed(reads: list[bytes], dialect: StreamDialect, *, tap: bool, forw
     connection, channel = Connection(loop), Recorder(forwards=forwards)
     wire, head = Wire(connection), parse_head(HEAD)
     connection._body = head.body
-    upstream = Upstream(Model("m", "m"), Endpoint("e", "h", 1), connection, head, loop.time())
+    upstream = Upstream(Model("m", "m"), Endpoint("e", "h", 1), connection, head, loop.time(), lambda: None)
     stream = Stream(channel, upstream, dialect, Gaps(), Timeouts())
     sink = LongWay(stream)
     connection.start(sink, stream.tokens if tap else None)

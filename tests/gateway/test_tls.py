@@ -4,7 +4,8 @@ Proves: streams and plain answers over HTTPS, and the same bytes as over HTTP; a
 engine; a renewed certificate is taken up by new connections while open streams go on; files that do not fit
 together keep the old certificate, are reported and tried again; a gateway does not start without a usable
 one; a bad head is refused over TLS too; old versions of the protocol are not spoken; who never ends its
-handshake is cut.
+handshake is cut; who reads a large answer slowly gets all of it, also of a gateway that stops, for as long as
+it may drain; who has read everything and says no goodbye is not waited for.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
+import socket
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +24,10 @@ import engine as fake
 import pytest
 import trustme
 from engine import FakeEngine, chat_events
+from gateway_process import running_process
 from http_caller import Caller, until
 
+from vllm_gateway import app
 from vllm_gateway.settings import BadSettings, TlsSettings
 from vllm_gateway.tls import Certificate, certificate_of
 
@@ -45,10 +51,22 @@ class Files:
     def options(self) -> dict[str, Any]:
         return {"tls": {"certFile": str(self.cert), "keyFile": str(self.key)}}
 
-    async def connect(self, port: int) -> Caller:
+    @property
+    def trust(self) -> ssl.SSLContext:
         context = ssl.create_default_context()
         self.authority.configure_trust(context)
-        return Caller(*await asyncio.open_connection("127.0.0.1", port, ssl=context))
+        return context
+
+    async def connect(self, port: int, *, receive_buffer: int | None = None) -> Caller:
+        sock = socket.socket()
+        if receive_buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+        name = "127.0.0.1"
+        return Caller(
+            *await asyncio.open_connection(sock=sock, limit=2**16, ssl=self.trust, server_hostname=name)
+        )
 
 
 @pytest.fixture
@@ -172,3 +190,85 @@ async def test_the_metric_tells_of_a_certificate_that_cannot_be_read(gateway: An
         files.cert.write_text("")
         await running.gateway.certificate.reload()
         await until(lambda: running.metric("certificate_failed") == 1)
+
+
+SIZE = 16_000_000  # far more than the kernel takes
+
+
+async def ask_for_much(caller: Caller, **headers: str) -> int:
+    """The size of the answer, whose head is here."""
+    caller.send("/v1/embeddings", {"model": "m", "input": "x"}, headers=headers)
+    return int((await caller.head()).headers["content-length"])
+
+
+async def test_a_slow_reader_of_a_large_answer_gets_all_of_it_at_a_drain(
+    files: Files, tmp_path: Path
+) -> None:
+    settings = files.options | {"shutdownDelay": "0s", "drainTimeout": "30s"}
+    async with (
+        FakeEngine(fake.answer(200, {"embedding": "0" * SIZE})) as engine,
+        running_process(tmp_path, engine, ready=":/readyz", **settings) as gateway,
+    ):
+        async with await files.connect(gateway.port, receive_buffer=64 * 1024) as caller:
+            size = await ask_for_much(caller)
+            gateway.signal(signal.SIGTERM)
+            await asyncio.sleep(2.5)
+            assert len(await caller.reader.readexactly(size)) > SIZE
+        assert await gateway.ended() == 0
+
+
+@pytest.mark.parametrize(("drain", "whole"), [("300ms", False), ("20s", True)])
+async def test_a_closed_connection_has_the_time_of_a_drain_for_what_is_unread(
+    raw_gateway: Any, files: Files, monkeypatch: pytest.MonkeyPatch, drain: str, whole: bool
+) -> None:
+    monkeypatch.setattr(app, "_LEAST_TLS_CLOSE_SECONDS", 0.1)
+    async with (
+        FakeEngine(fake.answer(200, {"embedding": "0" * SIZE})) as engine,
+        raw_gateway(engine, options=files.options | {"drainTimeout": drain}) as running,
+        await files.connect(running.port, receive_buffer=64 * 1024) as caller,
+    ):
+        size = await ask_for_much(caller, connection="close")
+        await asyncio.sleep(1.5)
+        try:
+            assert len(await caller.reader.readexactly(size)) > SIZE
+        except (asyncio.IncompleteReadError, ConnectionError):
+            assert not whole
+        else:
+            assert whole
+
+
+class Rude:
+    """A caller over TLS that never says goodbye: unlike asyncio, which does so by itself."""
+
+    def __init__(self, plain: Caller, trust: ssl.SSLContext) -> None:
+        self._plain = plain
+        self._read, self._written = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = trust.wrap_bio(self._read, self._written, server_hostname="127.0.0.1")
+
+    async def do(self, step: Callable[[ssl.SSLObject], object]) -> object:
+        """A step of TLS, with the reads and writes that it takes."""
+        while True:
+            try:
+                return step(self._tls)
+            except ssl.SSLWantReadError:
+                self._plain.raw(self._written.read())
+                self._read.write(await self._plain.reader.read(65536))
+            finally:
+                self._plain.raw(self._written.read())
+
+
+async def test_who_has_read_everything_and_says_no_goodbye_is_not_waited_for(
+    raw_gateway: Any, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "_GOODBYE_SECONDS", 0.1)
+    async with (
+        FakeEngine() as engine,
+        raw_gateway(engine, options=files.options | {"drainTimeout": "20s"}) as running,
+        await Caller.connect(running.port) as plain,
+    ):
+        rude = Rude(plain, files.trust)
+        await rude.do(lambda tls: tls.do_handshake())
+        await rude.do(lambda tls: tls.write(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"))
+        assert str(await rude.do(lambda tls: tls.read())).startswith("b'HTTP/1.1 200")
+        assert len(running.server.server_state.connections) == 1
+        await until(lambda: not running.server.server_state.connections)

@@ -1,18 +1,19 @@
 """`--workers N`: several processes that are one gateway to whoever calls, watches or stops it.
 
 Real processes. Proves: all workers serve; metrics and /load on the one management port are their sum, and
-counters do not fall when a worker dies; one that is killed is started anew, with a line in the log, while
-the others go on; /readyz is 200 only while all are ready; SIGTERM lets running streams end and leaves no
-process; so does Ctrl+C, and at whatever moment of the start it comes, it ends all quietly; Ctrl+C twice does
-not wait; workers whose parent is killed drain by themselves; a taken port, also
-one that another such gateway shares, and settings that no worker can use are one line and exit code 2. And
-of the sums: what a worker had counted stays, and of each gauge it is decided whether it is added up.
+counters do not fall when a worker dies; one that is killed is started anew, with a line in the log, while the
+others go on; /readyz is 200 only while all are ready; SIGTERM lets running streams end and leaves no process;
+so does Ctrl+C, and at whatever moment of the start it comes, it ends all quietly; Ctrl+C twice does not wait;
+workers whose parent is killed drain by themselves, and hold no port meanwhile that another gateway wants; a
+taken port, also one that another such gateway shares, and settings that no worker can use are one line and
+exit code 2; a first worker that is killed is said; workers that keep dying and forks that fail end no
+gateway; no signal is lost among others. The sums: test_together.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -21,27 +22,26 @@ import socket
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import engine as fake
 import pytest
 from engine import DONE, ROLE, FakeEngine, token
-from gateway_process import PYTHON_SECONDS, Process, running_process, started_process
+from gateway_process import PYTHON_SECONDS, Process, answers, running_process, started_process
 from http_caller import Caller, ask, get, until
 from own_port import OwnPort
-from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from vllm_gateway.telemetry import Metrics
-from vllm_gateway.together import GREATEST, Totals, add_loads
-from vllm_gateway.workers import Child
+from vllm_gateway.workers import Child, Supervisor
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
 PATH = "/v1/chat/completions"
 TWO: dict[str, Any] = {"ready": ":/readyz", "workers": 2, "shutdownDelay": "300ms", "drainTimeout": "20s"}
 START = {name: value for name, value in TWO.items() if name != "ready"}
+NAMES = ("worker 1", "reporter")
 COMMAND = [sys.executable, "-m", "vllm_gateway", "--vllm-url", "http://127.0.0.1:1", "--workers", "2"]
 ENVIRONMENT = {**os.environ, "VLLM_URL": "", "CONFIG_FILE": ""}
 
@@ -277,81 +277,93 @@ def test_a_child_that_keeps_dying_is_started_ever_more_slowly() -> None:
     child = Child("worker 1", lambda: None)
     waits = [child.wait_after_death(1.0) for _ in range(9)]
     assert waits == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
+    assert {child.wait_after_death(1.0) for _ in range(3000)} == {30}  # for a day
     assert child.wait_after_death(100.0) == 0.5  # it had lived for a while
 
 
-# The sums.
+async def test_a_first_worker_that_is_killed_while_it_starts_is_said(tmp_path: Path) -> None:
+    """By the kernel, for its memory, say: it has no last words, and a bare exit code 1 helps nobody."""
+    engine = FakeEngine()
+    with socket.create_server(("127.0.0.1", engine.port)):  # never answers: the start waits for it
+        async with started_process(tmp_path, engine, **START) as gateway:
+            await until(lambda: bool(pids(gateway, "worker 1")), PYTHON_SECONDS)
+            os.kill(pids(gateway, "worker 1")[0], signal.SIGKILL)
+            assert await gateway.ended() == 1
+            (said,) = gateway.lines("the first worker did not come up")
+            assert (said["process"], said["end"]) == ("worker 1", "SIGKILL")
+            assert all_gone(gateway)
 
 
-def exposition(requests: float, in_flight: float, age: float) -> str:
-    metrics = Metrics()
-    metrics.requests.labels("m", PATH, "200").inc(requests)
-    metrics.first_token.labels("m").observe(0.3)
-    metrics.readings.in_flight = lambda: {"m": int(in_flight)}
-    metrics.readings.endpoints = lambda: {"m": 3}
-    metrics.readings.table_age = lambda: age
-    return generate_latest(metrics.registry).decode()
+async def test_another_gateway_may_have_the_ports_while_workers_drain_without_their_parent(
+    tmp_path: Path,
+) -> None:
+    """A service manager that starts it anew at once must not fail until the last old stream has ended."""
+    script = Held()
+    async with FakeEngine(script) as engine, running_process(tmp_path, engine, **TWO) as gateway:
+        caller = await begin(gateway)
+        gateway.signal(signal.SIGKILL)
+        await gateway.ended()
+        await until(lambda: refused(gateway.port))
+        again = tmp_path / "again"
+        again.mkdir()
+        ports: dict[str, Any] = {"port": gateway.port, "managementPort": gateway.management}
+        async with started_process(again, engine, **START, **ports):
+            await until(lambda: answers(gateway.management, "/readyz"), PYTHON_SECONDS)
+            assert await metric(gateway, "requests_total") == 0
+            script.let_go.set()
+            assert await ends_well(caller)
+            await until(lambda: all_gone(gateway), 10)
+            assert (await ask(gateway.port, PATH, CHAT)).body.endswith(DONE)
 
 
-def values(totals: Totals) -> dict[str, float]:
-    samples = (sample for family in totals.collect() for sample in family.samples)
-    return {s.name.removeprefix("vllm_gateway_") + s.labels.get("le", ""): s.value for s in samples}
+@pytest.fixture
+def supervisor() -> Iterator[Supervisor]:
+    """Of children that are not started."""
+    worker, reporter = (Child(name, lambda: None, is_worker=name == "worker 1") for name in NAMES)
+    made = Supervisor(worker, reporter, [], 1.0)
+    yield made
+    for pipe in (made.lifeline, made._hold, made._news, made._tell):
+        os.close(pipe)
 
 
-def test_what_a_dead_worker_counted_stays() -> None:
-    totals = Totals(2)
-    totals.update([(1.0, exposition(10, 1, 5)), (1.5, exposition(20, 2, 9))])
-    one = values(totals)
-    assert (one["requests_total"], one["in_flight"], one["table_age_seconds"]) == (30, 3, 9)
-    assert (one["endpoints"], one["time_to_first_token_seconds_count"]) == (3, 2)
-    assert (one["time_to_first_token_seconds_bucket0.25"], one["time_to_first_token_seconds_bucket+Inf"]) == (
-        0,
-        2,
-    )
-    totals.update([None, (1.5, exposition(21, 2, 9))])  # the first is being started anew
-    assert (values(totals)["requests_total"], values(totals)["in_flight"]) == (31, 2)
-    totals.update([(7.0, exposition(2, 0, 1)), (1.5, exposition(21, 2, 9))])
-    assert values(totals)["requests_total"] == 33
-    totals.update([(7.0, exposition(50, 0, 1)), (1.5, exposition(21, 2, 9))])  # more than the one before
-    assert values(totals)["requests_total"] == 10 + 50 + 21
+def test_a_fork_that_fails_ends_no_gateway(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Too many processes, for a moment: the workers that are there serve on."""
+
+    def refuse() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    before = time.monotonic()
+    supervisor._start_due()
+    for child in supervisor._children:
+        assert child.pid == 0
+        assert child.due >= before + 0.5
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
+    assert "cannot be started" in caplog.messages
 
 
-def test_the_sum_has_the_same_metrics_as_one_gateway() -> None:
-    text, totals = exposition(10, 1, 5), Totals(1)
-    totals.update([(1.0, text)])
-    assert list(described(totals)) == list(described(text_string_to_metric_families(text)))
+def test_no_signal_is_lost_that_comes_while_others_are_passed_on(supervisor: Supervisor) -> None:
+    class Signals(list[int]):
+        """One more comes as soon as one has been looked at."""
 
+        late = True
 
-def described(families: Any) -> Iterator[tuple[str, str, str]]:
-    with contextlib.suppress(AttributeError):
-        families = families.collect()
-    return ((family.name, family.type, family.documentation) for family in families)
+        def _another(self) -> None:
+            if self.late:
+                self.late = False
+                self.append(signal.SIGTERM)
 
+        def __iter__(self) -> Iterator[int]:
+            yield from super().__iter__()
+            self._another()
 
-def test_every_gauge_is_one_that_adds_up_or_one_whose_greatest_counts() -> None:
-    gauges = {family.name for family in Metrics().registry.collect() if family.type == "gauge"}
-    assert gauges - GREATEST == {f"vllm_gateway_{name}" for name in ("in_flight", "queued", "connections")}
-    assert gauges >= GREATEST
+        def pop(self, index: SupportsIndex = -1) -> int:
+            found = super().pop(index)
+            self._another()
+            return found
 
-
-def test_loads_add_up() -> None:
-    def report(started: float, idle: float, in_flight: int, **more: Any) -> dict[str, Any]:
-        model = {
-            "in_flight": in_flight,
-            "queued": 1,
-            "oldest_queued_seconds": idle / 2,
-            "idle_seconds": idle,
-            "endpoints": {"a": in_flight, f"only-{started:g}": 1},
-        }
-        return {"started_at": started, "draining": False, "models": {"m": model}, **more}
-
-    other = {"m": report(5, 1, 1)["models"]["m"], "n": report(5, 9, 0)["models"]["m"]}
-    added = add_loads([report(3, 8.0, 2), report(5, 4.0, 3, draining=True, models=other)])
-    assert (added["started_at"], added["draining"], list(added["models"])) == (5, True, ["m", "n"])
-    assert added["models"]["m"] == {
-        "in_flight": 3,
-        "queued": 2,
-        "oldest_queued_seconds": 4.0,
-        "idle_seconds": 1,
-        "endpoints": {"a": 3, "only-3": 1, "only-5": 1},
-    }
+    supervisor._signals = Signals([signal.SIGCHLD])
+    supervisor._pass_signals()
+    assert supervisor._stopping

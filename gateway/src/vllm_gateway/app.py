@@ -22,8 +22,8 @@ import uvicorn
 from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 
-from vllm_gateway import __version__
-from vllm_gateway.discovery.source import Source, TableHolder, stop_tasks
+from vllm_gateway import __version__, tasks
+from vllm_gateway.discovery.source import Source, TableHolder
 from vllm_gateway.discovery.static import StaticSource
 from vllm_gateway.policy.admission import Admission
 from vllm_gateway.policy.cache import make_store
@@ -38,7 +38,7 @@ from vllm_gateway.routing.load import Load
 from vllm_gateway.routing.pick import strategies
 from vllm_gateway.settings import Settings
 from vllm_gateway.sockets import accept_with_data, bind, notice_dead_peers
-from vllm_gateway.telemetry import AccessLog, Metrics
+from vllm_gateway.telemetry import UNKNOWN_MODEL, AccessLog, Metrics
 from vllm_gateway.tls import certificate_of
 from vllm_gateway.tracing import make_tracing
 from vllm_gateway.upstream.attempt import Engines
@@ -50,6 +50,7 @@ from vllm_gateway.web.health import Management, health_router, management_server
 from vllm_gateway.web.models import models_router
 from vllm_gateway.web.protocol import protocol_factory
 from vllm_gateway.web.services import Lifecycle, Services
+from vllm_gateway.web.stall import unread_bytes
 
 _LOG = logging.getLogger("vllm_gateway")
 _CLEANUP_SECONDS = 5.0
@@ -57,6 +58,9 @@ _FLUSH_SECONDS = 1.0
 _FLUSH_POLL_SECONDS = 0.02
 _BEAT_SECONDS = 1.0
 _POLL_SECONDS = 0.1
+_SWEEP_SECONDS = 60.0
+_LEAST_TLS_CLOSE_SECONDS = 30.0
+_GOODBYE_SECONDS = 5.0
 
 
 class Gateway:
@@ -87,6 +91,7 @@ class Gateway:
         )
         self.source = self._make_source(settings)
         self.holder.tell(self.queues.follow)
+        self.holder.tell(self.engines.load.follow)
         self.holder.tell(self.engines.balancer.follow)
         self.holder.tell(self.engines.follow)
         self.edge = Edge(self.services, make_api(self.services), self.start, self.stop)
@@ -96,6 +101,7 @@ class Gateway:
         readings.endpoints = lambda: {key: len(m.endpoints) for key, m in self.holder().models.items()}
         readings.ejected = lambda: self.engines.balancer.ejected(self.holder().models)
         readings.key_problem = lambda: self.keyring.problem
+        readings.redis_away = lambda: self.shared.away
         readings.table_age = self.source.age
         if (certificate := self.certificate) is not None:
             readings.certificate_problem = lambda: certificate.problem
@@ -119,24 +125,36 @@ class Gateway:
     async def start(self) -> None:
         await self.keyring.start()
         await self.source.start()
-        self._background = [asyncio.create_task(self._beat())]
+        self._background = [tasks.start("beat", self._beat), tasks.start("sweep", self._sweep)]
         if self.certificate is not None:
-            self._background.append(asyncio.create_task(self.certificate.follow()))
+            self._background.append(tasks.start("certificate", self.certificate.follow))
 
     async def stop(self) -> None:
         await self.source.stop()
         await self.keyring.stop()
         await self.services.admission.rates.stop()
+        await self.services.answers.stop()
         await self.shared.close()
         self.client.close()
         if self.services.tracing is not None:
             await asyncio.to_thread(self.services.tracing.stop)
-        await stop_tasks(self._background)
+        await tasks.stop(self._background)
 
     async def _beat(self) -> None:
         while True:
             self.services.lifecycle.beat = time.monotonic()
             await asyncio.sleep(_BEAT_SECONDS)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            self.forget_absent(time.monotonic())
+
+    def forget_absent(self, now: float) -> None:
+        """Lets go of metrics of models and keys that are gone. What is under way is still about its model."""
+        models = self.holder().models.keys() | self.engines.load.by_model.keys() | {UNKNOWN_MODEL}
+        self.metrics.forget_absent("model", models, now)
+        self.metrics.forget_absent("key", self.keyring.names, now)
 
 
 def make_balancer(settings: Settings) -> Balancer:
@@ -175,6 +193,7 @@ class Server(uvicorn.Server):
         self._drain_timeout = settings.drain_timeout
         self._lifecycle = gateway.services.lifecycle
         self._drain: asyncio.Task[None] | None = None
+        self._hanging_up: list[asyncio.Task[None]] = []
         self._scheme = "http" if gateway.certificate is None else "https"
         self._source = ", ".join(backend.url for backend in settings.backends) or "kubernetes"
         gateway.metrics.readings.connections = lambda: len(self.server_state.connections)
@@ -190,9 +209,12 @@ class Server(uvicorn.Server):
             raise OSError(f"cannot listen on {where}: {error.strerror or error}") from error
         self.servers = [listener]
         self.started = True
+        if self.config.ssl:
+            self._hanging_up = [tasks.start("goodbyes", self._hang_up)]
         for sock in listener.sockets:
             notice_dead_peers(sock, self._write_stall)
             accept_with_data(sock)
+        self._lifecycle.listening = True
         host, port, *_ = listener.sockets[0].getsockname()
         url = f"{self._scheme}://{f'[{host}]' if ':' in host else host}:{port}"
         _LOG.info("listening", extra={"fields": {"url": url, "source": self._source}})
@@ -213,7 +235,22 @@ class Server(uvicorn.Server):
             reuse_port=self._share_port or None,
             ssl=config.ssl,
             ssl_handshake_timeout=self._handshake_timeout if config.ssl else None,
+            # Without TLS what was written before a close goes on to a slow reader for as long as it reads.
+            ssl_shutdown_timeout=max(self._drain_timeout, _LEAST_TLS_CLOSE_SECONDS) if config.ssl else None,
         )
+
+    async def _hang_up(self) -> None:
+        """Ends TLS connections that were closed here, whose caller has read everything and says no goodbye:
+        RFC 8446 (6.1) wants one from both sides, and uvloop would wait for it as long as for a slow reader.
+        """
+        silent: set[asyncio.Transport] = set()
+        while True:
+            await asyncio.sleep(_GOODBYE_SECONDS)
+            transports = {connection.transport for connection in self.server_state.connections}
+            done = {each for each in transports if each.is_closing() and not unread_bytes(each)}
+            for transport in done & silent:
+                transport.abort()
+            silent = done
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -256,28 +293,30 @@ class Server(uvicorn.Server):
             connection.shutdown()
         until = time.monotonic() + self._drain_timeout
         await self._wait_for_requests(self._drain_timeout)
-        tasks = list(self.server_state.tasks)
-        if tasks:
-            _LOG.warning("cancelling", extra={"fields": {"requests": len(tasks)}})
-        for task in tasks:
-            task.cancel()
+        left = list(self.server_state.tasks)
+        if left:
+            _LOG.warning("cancelling", extra={"fields": {"requests": len(left)}})
+        for request in left:
+            request.cancel()
         await self._wait_for_requests(_CLEANUP_SECONDS)
         for connection in list(self.server_state.connections):
             connection.shutdown()
         await self._wait_for_readers(until)
+        await tasks.stop(self._hanging_up)
         await self.lifespan.shutdown()
         _LOG.info("stopped")
 
     async def _wait_for_requests(self, seconds: float) -> None:
         until = time.monotonic() + seconds
-        while (tasks := self.server_state.tasks) and not self.force_exit and time.monotonic() < until:
-            await asyncio.wait(tasks, timeout=_POLL_SECONDS)  # in slices: a second Ctrl+C ends the wait
+        while (left := self.server_state.tasks) and not self.force_exit and time.monotonic() < until:
+            await asyncio.wait(left, timeout=_POLL_SECONDS)  # in slices: a second Ctrl+C ends the wait
 
     async def _wait_for_readers(self, until: float) -> None:
         """Closing transports still write what they hold: of a large answer that may be most of it."""
         soon = time.monotonic() + _FLUSH_SECONDS
         while (connections := self.server_state.connections) and not self.force_exit:
-            unsent = any(connection.transport.get_write_buffer_size() for connection in connections)
+            # With what the kernel holds: over TLS nothing else tells of the last of what was written.
+            unsent = any(unread_bytes(connection.transport) for connection in connections)
             if time.monotonic() >= (max(soon, until) if unsent else soon):
                 break
             await asyncio.sleep(_FLUSH_POLL_SECONDS)

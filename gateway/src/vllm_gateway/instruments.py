@@ -8,8 +8,9 @@ registry, its exposition and its families are used as they are; only the countin
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import accumulate
+from typing import Generic, TypeVar
 
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -47,12 +48,37 @@ class Distribution:
         return list(zip(bounds, map(float, accumulate(self.counts)), strict=True))
 
 
-class Counter(Collector):
+Values = tuple[str, ...]
+Series = TypeVar("Series")
+
+
+class _Labelled(Generic[Series]):
+    """Series by the values of their labels."""
+
+    def __init__(self, labels: Sequence[str], series: dict[Values, Series]) -> None:
+        self._labels, self._series = labels, series
+
+    def values_of(self, label: str) -> set[str]:
+        """Every value that a label has; none where there is no such label."""
+        if label not in self._labels:
+            return set()
+        place = self._labels.index(label)
+        return {values[place] for values in self._series}
+
+    def forget(self, label: str, gone: Collection[str]) -> None:
+        """Drops the series whose `label` has one of the values `gone`. For the thread that writes."""
+        if label in self._labels:
+            place = self._labels.index(label)
+            for values in [values for values in self._series if values[place] in gone]:
+                del self._series[values]
+
+
+class Counter(_Labelled[Count], Collector):
     """A counter with labels; without any, its one series is there from the start."""
 
     def __init__(self, name: str, text: str, labels: Sequence[str]) -> None:
-        self._name, self._text, self._labels = name, text, labels
-        self._series: dict[tuple[str, ...], Count] = {} if labels else {(): Count()}
+        super().__init__(labels, {} if labels else {(): Count()})
+        self._name, self._text = name, text
 
     def labels(self, *values: str) -> Count:
         found = self._series.get(values)
@@ -67,12 +93,12 @@ class Counter(Collector):
         yield family
 
 
-class Histogram(Collector):
+class Histogram(_Labelled[Distribution], Collector):
     """A histogram with labels."""
 
     def __init__(self, name: str, text: str, labels: Sequence[str], bounds: Sequence[float]) -> None:
-        self._name, self._text, self._labels, self._bounds = name, text, labels, bounds
-        self._series: dict[tuple[str, ...], Distribution] = {}
+        super().__init__(labels, {})
+        self._name, self._text, self._bounds = name, text, bounds
 
     def labels(self, *values: str) -> Distribution:
         found = self._series.get(values)
@@ -85,3 +111,16 @@ class Histogram(Collector):
         for values, observed in list(self._series.items()):
             family.add_metric(values, observed.buckets(), sum_value=observed.total)
         yield family
+
+
+class Absences:
+    """Since when names are missing: what comes back within `seconds` was never away."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._since: dict[str, float] = {}
+
+    def over(self, missing: Iterable[str], now: float) -> set[str]:
+        """Of the names that are missing now, those that have been for so long."""
+        self._since = {name: self._since.get(name, now) for name in missing}
+        return {name for name, since in self._since.items() if now - since >= self._seconds}

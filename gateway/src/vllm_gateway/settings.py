@@ -230,7 +230,7 @@ class RedisSettings(_Section):
     username: str | None = None
     """The user, if not the default one."""
     password_file: str | None = None
-    """A file that holds the password."""
+    """A file that holds the password; read for each new connection."""
     timeout: PositiveDuration = "250ms"  # type: ignore[assignment]
     """How long a request waits for it. While it is away each gateway counts alone again."""
 
@@ -252,7 +252,7 @@ class Backend(_Section):
     url: BackendUrl
     """Its base URL, with or without /v1."""
     api_key_file: str | None = None
-    """A file that holds the key to send to it."""
+    """A file that holds the key to send to it; read again each `refreshInterval`."""
 
 
 class Settings(_Section):

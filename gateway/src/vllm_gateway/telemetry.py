@@ -1,6 +1,7 @@
 """Metrics (the catalogue is docs/reference/metrics.md) and the access log.
 
-Labels are bounded: a model is its key from the table or `unknown`, a route is one of ours or `other`.
+Labels are bounded: a model is its key from the table or `unknown`, a route is one of ours or `other`. The
+series of a model or an API key that is gone go some time after it, or they would pile up over months.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TextIO
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from vllm_gateway.instruments import Counter, Distribution, Histogram
+from vllm_gateway.instruments import Absences, Counter, Distribution, Histogram
 
 UNKNOWN_MODEL = "unknown"
+KEPT_SECONDS = 900.0  # after what they are about is gone: several scrapes, though a collector was away
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 300)
 REFUSALS = frozenset(  # codes of errors.py and policy; an engine's own words never become a label
@@ -62,6 +64,7 @@ class Readings(Collector):
         self.ejected: Callable[[], Mapping[str, int]] = dict
         self.key_problem: Callable[[], str] = str
         self.certificate_problem: Callable[[], str] = str
+        self.redis_away: Callable[[], bool] = bool
         self.connections: Callable[[], int] = int
         self.table_age: Callable[[], float] = float
 
@@ -79,6 +82,11 @@ class Readings(Collector):
             "vllm_gateway_certificate_failed",
             "1 while the TLS certificate's files cannot be read and an older certificate is in force.",
             value=float(bool(self.certificate_problem())),
+        )
+        yield GaugeMetricFamily(
+            "vllm_gateway_redis_away",
+            "1 while Redis cannot be used, so that this gateway counts alone and shares no answers.",
+            value=float(self.redis_away()),
         )
         yield GaugeMetricFamily(
             "vllm_gateway_connections", "Open connections of callers.", value=self.connections()
@@ -107,6 +115,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._labelled: list[Counter | Histogram] = []
+        self._absences = {label: Absences(KEPT_SECONDS) for label in ("model", "key")}
         self.readings = Readings()
         self.registry.register(self.readings)
         self.requests = self._counter("requests", "Requests answered.", "model", "route", "code")
@@ -165,14 +175,28 @@ class Metrics:
         if completion:
             self.tokens.labels(model, key, "completion").inc(completion)
 
+    def forget_absent(self, label: str, present: Collection[str], now: float) -> None:
+        """Drops the series of each `model` or `key` that has not been `present` for KEPT_SECONDS. One that
+        comes back later begins at 0, as after a restart. `now` is in monotonic seconds.
+        """
+        gaps = self.readings.gaps if label == "model" else {}
+        named = set(gaps).union(*(each.values_of(label) for each in self._labelled))
+        gone = self._absences[label].over(named.difference(present), now)
+        for each in self._labelled if gone else ():
+            each.forget(label, gone)
+        for model in gone & gaps.keys():
+            del gaps[model]
+
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         counter = Counter(f"vllm_gateway_{name}", text, labels)
         self.registry.register(counter)
+        self._labelled.append(counter)
         return counter
 
     def _histogram(self, name: str, text: str, bounds: Sequence[float], *labels: str) -> Histogram:
         histogram = Histogram(f"vllm_gateway_{name}", text, labels, bounds)
         self.registry.register(histogram)
+        self._labelled.append(histogram)
         return histogram
 
 

@@ -6,7 +6,8 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,8 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from vllm_gateway.instruments import Absences
+from vllm_gateway.telemetry import KEPT_SECONDS, UNKNOWN_MODEL
 from vllm_gateway.web.channel import Receive, Scope, Send
 from vllm_gateway.web.health import Answer, management_server, respond, text_page
 
@@ -30,6 +33,7 @@ GREATEST = frozenset(
         "vllm_gateway_ejected_endpoints",
         "vllm_gateway_endpoints",
         "vllm_gateway_key_file_failed",
+        "vllm_gateway_redis_away",
         "vllm_gateway_table_age_seconds",
     }
 )
@@ -49,10 +53,14 @@ class _Counted:
 class Totals(Collector):
     """Metrics of all workers as those of one gateway.
 
-    A counter never goes back: what a worker had counted when it was last seen stays when it dies.
+    A counter never goes back: what a worker had counted stays when it dies, and when it lets go of a model or
+    an API key that is gone, which each does in its own time. It goes once none has had that for KEPT_SECONDS.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._models, self._keys = Absences(KEPT_SECONDS), Absences(KEPT_SECONDS)
+        self._keys_let_go: set[str] = set()
         self._seen = [_Counted() for _ in range(workers)]
         self._kept: dict[Series, float] = {}
         self._families: dict[str, Metric] = {}
@@ -64,6 +72,7 @@ class Totals(Collector):
         for counted, worker in zip(self._seen, found, strict=True):
             if worker is not None:
                 self._read(counted, *worker)
+        self._forget_absent()
 
     def collect(self) -> Iterable[Metric]:
         totals = dict(self._kept)
@@ -91,10 +100,28 @@ class Totals(Collector):
                     self._gauge(series, sample.value)
                 else:
                     counts[series] = sample.value
-        if born != counted.born:
-            for series, value in counted.last.items():
-                self._kept[series] = self._kept.get(series, 0.0) + value
+        same, before = born == counted.born, counted.last
         counted.born, counted.last = born, counts
+        for series, value in before.items():
+            if not same or series not in counts:
+                self._kept[series] = self._kept.get(series, 0.0) + value
+        if same and before.keys() - counts.keys():
+            self._keys_let_go |= _values_of("key", before) - _values_of("key", counts)
+
+    def _forget_absent(self) -> None:
+        """A model in a worker's table has gauges. Nothing tells so of a key, but that it was let go."""
+        now, held = self._clock(), [self._gauges, *(counted.last for counted in self._seen)]
+        models = _values_of("model", self._kept) - {UNKNOWN_MODEL}
+        self._drop("model", self._models.over(models.difference(*_each("model", held)), now))
+        self._keys_let_go.difference_update(*_each("key", held))
+        gone = self._keys.over(self._keys_let_go, now)
+        self._drop("key", gone)
+        self._keys_let_go -= gone
+
+    def _drop(self, label: str, gone: set[str]) -> None:
+        kept = self._kept.items() if gone else ()
+        for series in [series for series, _ in kept if dict(series[1]).get(label) in gone]:
+            del self._kept[series]
 
     def _gauge(self, series: Series, value: float) -> None:
         before = self._gauges.get(series)
@@ -102,6 +129,14 @@ class Totals(Collector):
             self._gauges[series] = value
         else:
             self._gauges[series] = max(before, value) if series[0] in GREATEST else before + value
+
+
+def _values_of(label: str, found: Iterable[Series]) -> set[str]:
+    return {value for _, labels in found for name, value in labels if name == label}
+
+
+def _each(label: str, held: Iterable[Iterable[Series]]) -> Iterator[set[str]]:
+    return (_values_of(label, found) for found in held)
 
 
 def add_loads(reports: Sequence[Reports]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NoReturn, TextIO
 
 from vllm_gateway.app import Gateway, Server, serve
 from vllm_gateway.settings import BadSettings, Settings
@@ -31,9 +32,13 @@ from vllm_gateway.together import report
 _LOG = logging.getLogger("vllm_gateway.workers")
 _LOOPBACK = "127.0.0.1"
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
+_MOST_DOUBLINGS = 30  # a worker may keep dying for days, and 2.0 ** 1024 is no float
 _WELL_SECONDS = 60.0  # who lived so long did not die of how it was started
 _GRACE_SECONDS = 15.0  # as a pod's terminationGracePeriod has beyond the drain
+_SAID = 2  # the exit code of a process that has said on its standard error what is wrong
 _OUR_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+# Of a worker that was told to end: by itself, or by the signal, before it had a handler or after.
+_ENDS_WELL = (0, -signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGINT)
 
 
 class WorkerServer(Server):
@@ -70,7 +75,7 @@ class Child:
     def wait_after_death(self, now: float) -> float:
         """Seconds until it is started anew: longer each time, unless it lived for a while."""
         self.deaths = 1 if now - self.born > _WELL_SECONDS else self.deaths + 1
-        return min(_FIRST_WAIT * 2.0 ** (self.deaths - 1), _LONGEST_WAIT)
+        return min(_FIRST_WAIT * 2.0 ** min(self.deaths - 1, _MOST_DOUBLINGS), _LONGEST_WAIT)
 
 
 class Supervisor:
@@ -135,21 +140,27 @@ class Supervisor:
                 self._start(child)
 
     def _start(self, child: Child) -> None:
-        sys.stdout.flush()
-        # A signal that comes between must neither be lost nor meet the parent's handler in the child.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _OUR_SIGNALS)
+        _flush(sys.stdout)
         child.born = time.monotonic()
-        child.pid = os.fork()
-        if not child.pid:
-            os.close(self._hold)
-            _become(child.work)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _OUR_SIGNALS)
-        _LOG.info("started", extra={"fields": {"process": child.name, "pid": child.pid}})
+        try:
+            with _held_back_signals():
+                child.pid = os.fork()
+                if not child.pid:
+                    os.close(self._hold)
+                    _become(child.work)
+        except OSError as error:  # too many processes, or no memory, now: no reason to end those that serve
+            wait = child.wait_after_death(child.born)
+            child.due = child.born + wait
+            fields = {"process": child.name, "error": str(error), "again_in": wait}
+            _LOG.error("cannot be started", extra={"fields": fields})
+        else:
+            _LOG.info("started", extra={"fields": {"process": child.name, "pid": child.pid}})
 
     def _pass_signals(self) -> None:
-        numbers, self._signals = [number for number in self._signals if number != signal.SIGCHLD], []
-        for number in numbers:
-            self._stop(number)
+        while self._signals:  # one by one: another may come at any moment
+            number = self._signals.pop(0)
+            if number != signal.SIGCHLD:
+                self._stop(number)
 
     def _stop(self, number: int) -> None:
         """The reporter goes on: it has to say that the workers drain."""
@@ -170,11 +181,13 @@ class Supervisor:
         fields: dict[str, object] = {"process": child.name, "pid": child.pid, "end": _end(code)}
         child.pid = 0
         if self._stopping:
-            if child.is_worker and code not in (0, -signal.SIGTERM, -signal.SIGINT):
+            if child.is_worker and code not in _ENDS_WELL:
                 _LOG.error("did not end well", extra={"fields": fields})
                 self._code = self._code or 1
         elif child is self._first and self._others:
             self._code = code if code > 0 else 1
+            if code != _SAID:
+                _LOG.error("the first worker did not come up", extra={"fields": fields})
             self._stop(signal.SIGTERM)
         else:
             now = time.monotonic()
@@ -198,7 +211,23 @@ def _end(code: int) -> str:
     return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
 
 
-def _become(work: Callable[[], None]) -> None:
+@contextlib.contextmanager
+def _held_back_signals() -> Iterator[None]:
+    """One that comes while a process is made must neither be lost nor meet the parent's handler in it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _OUR_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _OUR_SIGNALS)
+
+
+def _flush(stream: TextIO) -> None:
+    """Nobody may read it any more, which is no reason to stop."""
+    with contextlib.suppress(OSError, ValueError):
+        stream.flush()
+
+
+def _become(work: Callable[[], None]) -> NoReturn:
     """Turns a fork into a process of its own, which ends with its work."""
     code = 1
     try:
@@ -211,14 +240,16 @@ def _become(work: Callable[[], None]) -> None:
         code = 0
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else 1
+    except KeyboardInterrupt:  # the second one, while it ends already
+        code = 128 + signal.SIGINT
     except (BadSettings, OSError) as error:
+        code = _SAID
         print(f"vllm-gateway: {error}", file=sys.stderr)
-        code = 2
     except BaseException:  # noqa: BLE001 - it is this process's last words
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush(sys.stdout)
+        _flush(sys.stderr)
         os._exit(code)
 
 
@@ -231,14 +262,24 @@ def run_workers(settings: Settings) -> int:
     ports = [port_of(door) for door in doors]
     own = settings.model_copy(update={"port": port_of(front)})
 
+    def let_go(*sockets: socket.socket) -> None:
+        """In a fork, which has them all: another gateway may want them while it drains alone."""
+        for sock in sockets:
+            sock.close()
+
     def worker(number: int) -> Child:
         def work() -> None:
+            let_go(front, management, *doors)
             door = bind(_LOOPBACK, ports[number], shared=True)
             serve(own, door, lambda gateway: WorkerServer(gateway, supervisor.lifeline, supervisor.started))
 
         return Child(f"worker {number + 1}", work)
 
-    reporter = Child("reporter", lambda: report(management, ports, supervisor.lifeline), is_worker=False)
+    def tell() -> None:
+        let_go(front, *doors)
+        report(management, ports, supervisor.lifeline)
+
+    reporter = Child("reporter", tell, is_worker=False)
     first, *others = map(worker, range(settings.workers))
     patience = settings.shutdown_delay + settings.drain_timeout + _GRACE_SECONDS
     supervisor = Supervisor(first, reporter, others, patience)

@@ -15,11 +15,11 @@ from aiohttp.http_exceptions import HttpProcessingError
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 
-from vllm_gateway import __version__
+from vllm_gateway import __version__, tasks
 from vllm_gateway.discovery.engine_keys import MasterKey
 from vllm_gateway.discovery.objects import LABEL_MANAGER, MANAGER, Models
 from vllm_gateway.discovery.reflector import ApiError, Json, Reflector
-from vllm_gateway.discovery.source import TableHolder, stop_tasks
+from vllm_gateway.discovery.source import TableHolder
 from vllm_gateway.routing.table import Table
 from vllm_gateway.settings import BadSettings
 
@@ -118,12 +118,14 @@ class KubernetesSource:
 
     async def start(self) -> None:
         """Does not wait for the API: a gateway that starts while it is down says so and heals."""
-        running = [reflector.run() for reflector in (*self._models, *self._slices)]
-        running += [self._publish_changes(), self._master.follow(self._news.set)]
-        self._tasks = [asyncio.create_task(work) for work in running]
+        self._tasks = [
+            *(tasks.start(reflector.path, reflector.run) for reflector in (*self._models, *self._slices)),
+            tasks.start("table", self._publish_changes),
+            tasks.start("master key", lambda: self._master.follow(self._news.set)),
+        ]
 
     async def stop(self) -> None:
-        await stop_tasks(self._tasks)
+        await tasks.stop(self._tasks)
         await self._api.close()
 
     def age(self) -> float:

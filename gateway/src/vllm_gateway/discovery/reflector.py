@@ -54,7 +54,7 @@ class Reflector:
         self, api: Api, path: str, changed: Callable[[], None], *, query: Mapping[str, str] | None = None
     ) -> None:
         self._api = api
-        self._path = path
+        self.path = path
         self._changed = changed
         self._query = dict(query or {})
         self._backoff = _FIRST_BACKOFF
@@ -78,7 +78,7 @@ class Reflector:
                 if error.code == 0:
                     self._backoff = min(_MAX_BACKOFF_WHILE_AWAY, self._backoff)
             except Exception as error:  # noqa: BLE001 - a mirror that ends would be believed for ever
-                _LOG.exception("cannot watch", extra={"fields": {"path": self._path}})
+                _LOG.exception("cannot watch", extra={"fields": {"path": self.path}})
                 self._tell(f"{type(error).__name__}: {error}")
             await asyncio.sleep(self._backoff * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
             self._backoff = min(_MAX_BACKOFF, self._backoff * 2)
@@ -87,8 +87,10 @@ class Reflector:
         items: dict[Key, Json] = {}
         query = self._query | {"limit": _PAGE}
         while True:
-            page = await self._api.get(self._path, query)
-            items |= {_key(item): item for item in page.get("items") or ()}
+            page = await self._api.get(self.path, query)
+            if "items" not in page:  # what is no list must not empty the table
+                raise ApiError(0, f"the Kubernetes API answers no list to GET {self.path}")
+            items |= {_key(item): item for item in page["items"] or ()}
             metadata = page.get("metadata") or {}
             if not metadata.get("continue"):
                 break
@@ -106,7 +108,7 @@ class Reflector:
             "resourceVersion": self._version,
             "timeoutSeconds": str(random.randint(240, 300)),  # noqa: S311 - gateways must not come in step
         }
-        async for event in self._api.watch(self._path, query):
+        async for event in self._api.watch(self.path, query):
             self._take(event)
         self._alive()
 
@@ -134,7 +136,7 @@ class Reflector:
     def _report(self, error: ApiError) -> None:
         _LOG.warning(
             "cannot watch",
-            extra={"fields": {"path": self._path, "code": error.code, "error": error.message}},
+            extra={"fields": {"path": self.path, "code": error.code, "error": error.message}},
         )
         self._tell(error.message)
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from vllm_gateway.routing.table import Model, Table
@@ -22,16 +20,6 @@ class Source(Protocol):
     def age(self) -> float:
         """Seconds since the source last answered."""
         ...
-
-
-async def stop_tasks(tasks: Iterable[asyncio.Task[None]]) -> None:
-    """Cancels a source's tasks and waits for their ends. Raises what one of them had failed with."""
-    stopping = list(tasks)
-    for task in stopping:
-        task.cancel()
-    for task in stopping:
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 class TableHolder:

@@ -6,6 +6,7 @@ A backend need not be up: it is asked again until it is, and what is known is sa
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import time
 from collections.abc import Sequence
@@ -13,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from vllm_gateway.discovery.source import TableHolder, stop_tasks
+from vllm_gateway import tasks
+from vllm_gateway.discovery.source import TableHolder
 from vllm_gateway.errors import UpstreamFailure
 from vllm_gateway.routing.table import Endpoint, Model, Table
 from vllm_gateway.settings import Backend
@@ -36,13 +38,20 @@ class _Name:
 
 @dataclass(slots=True)
 class _Backend:
-    """What is known of one backend. `names` are the last that it told; `problem` is why it is not used."""
+    """What is known of one backend. `names` are the last that it told; `problem` is why it is not used, and
+    `key_problem` why it gets the key from before.
+    """
 
+    settings: Backend
     endpoint: Endpoint
-    url: str
+    key_problem: str = ""
     names: tuple[_Name, ...] = ()
     problem: str = "it has not answered yet"
     asked: bool = False
+
+    @property
+    def url(self) -> str:
+        return self.settings.url
 
 
 def endpoint_of(backend: Backend, default_key: str | None) -> Endpoint:
@@ -65,7 +74,8 @@ class StaticSource:
         interval: float,
         key: str | None,
     ) -> None:
-        self._backends = [_Backend(endpoint_of(backend, key), backend.url) for backend in backends]
+        self._backends = [_Backend(backend, endpoint_of(backend, key)) for backend in backends]
+        self._key = key
         self._holder = holder
         self._client = client
         self._interval = interval
@@ -76,10 +86,12 @@ class StaticSource:
         """Waits for one round, so that a gateway whose backends are up is ready when it listens."""
         await asyncio.gather(*(self._ask(backend) for backend in self._backends))
         self._publish()
-        self._tasks = [asyncio.create_task(self._follow(backend)) for backend in self._backends]
+        self._tasks = [
+            tasks.start(backend.url, functools.partial(self._follow, backend)) for backend in self._backends
+        ]
 
     async def stop(self) -> None:
-        await stop_tasks(self._tasks)
+        await tasks.stop(self._tasks)
 
     def age(self) -> float:
         return time.monotonic() - self._heard_at
@@ -91,6 +103,8 @@ class StaticSource:
             self._publish()
 
     async def _ask(self, backend: _Backend) -> None:
+        if backend.settings.api_key_file is not None:
+            await self._read_key(backend)
         try:
             # vLLM makes up a new `created` each time that it is asked, which is no news.
             known = {(name.name, name.parent): name for name in backend.names}
@@ -102,6 +116,13 @@ class StaticSource:
             if failure.reason in _GONE or not backend.names:
                 backend.problem = failure.detail
         backend.asked = True
+
+    async def _read_key(self, backend: _Backend) -> None:
+        try:
+            backend.endpoint = await asyncio.to_thread(endpoint_of, backend.settings, self._key)
+            backend.key_problem = ""
+        except OSError as error:
+            backend.key_problem = f"its key cannot be read; the one from before stays: {error}"
 
     async def _names(self, endpoint: Endpoint) -> tuple[_Name, ...]:
         try:
@@ -128,7 +149,10 @@ class StaticSource:
         working = [backend for backend in self._backends if not backend.problem]
         if working:
             self._heard_at = time.monotonic()
-        notes = [f"{backend.url}: {backend.problem}" for backend in self._backends if backend.problem]
+        told = [
+            (backend.url, why) for backend in self._backends for why in (backend.problem, backend.key_problem)
+        ]
+        notes = [f"{url}: {why}" for url, why in told if why]
         table = Table.of(_models(self._backends), complete=bool(working), notes=notes)
         if table != self._holder():
             self._holder.put(table)
@@ -191,7 +215,7 @@ def _read_names(body: bytes) -> tuple[_Name, ...]:
             _Name(str(item["id"]), int(item.get("created") or 0), str(item.get("parent") or ""))
             for item in data
         )
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError):
         raise UpstreamFailure("bad_response", "GET /v1/models answered no list of models") from None
 
 

@@ -30,13 +30,32 @@ class Visit(Protocol):
     held: ExitStack
 
 
+class Views:
+    """What callers see of the table in force. Of a former one nothing is kept: callers that do not come back
+    would each hold a table of their own, which for a thousand models is a megabyte.
+    """
+
+    def __init__(self) -> None:
+        self._table: Table | None = None
+        self._views: LRUCache[Caller, Table] = LRUCache(_VIEWS)
+
+    def of(self, table: Table, caller: Caller) -> Table:
+        if table is not self._table:
+            self._table = table
+            self._views.clear()
+        view = self._views.get(caller)
+        if view is None:
+            view = self._views[caller] = table.seen_by(caller.may_use)
+        return view
+
+
 @dataclass(frozen=True, slots=True)
 class Admission:
     """The door: the keys, the rates, and which models each caller sees."""
 
     keyring: Keyring
     rates: Rates
-    _views: LRUCache[Caller, tuple[Table, Table]] = field(default_factory=lambda: LRUCache(_VIEWS))
+    _views: Views = field(default_factory=Views)
 
     async def admit(self, visit: Visit) -> None:
         """Lets a request in, inside its `with visit.held`. Raises GatewayError (401, 429)."""
@@ -45,12 +64,7 @@ class Admission:
 
     def view(self, table: Table, caller: Caller) -> Table:
         """The table as the caller may see it."""
-        if "*" in caller.models:
-            return table
-        known = self._views.get(caller)
-        if known is None or known[0] is not table:
-            known = self._views[caller] = (table, table.seen_by(caller.may_use))
-        return known[1]
+        return table if "*" in caller.models else self._views.of(table, caller)
 
     def public_view(self, table: Table, headers: Mapping[bytes, bytes]) -> Table:
         """For /health, which is open to all: no names for those who could not call. Counts nothing."""

@@ -6,6 +6,7 @@ covers everything that the answer depends on, and whose answers a caller may get
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import time
@@ -21,6 +22,7 @@ from vllm_gateway.settings import CacheSettings
 
 _PREFIX = "vllm-fleet/answer/"
 _OVERHEAD = 512  # bytes that an entry takes beside its body, about
+_MOST_PUTS = 64  # at once; each holds its answer
 _NO_SAMPLING = frozenset(
     {
         "/v1/embeddings",
@@ -48,7 +50,13 @@ class Store(Protocol):
     """Where answers are kept."""
 
     async def get(self, key: str) -> Answer | None: ...
-    async def put(self, key: str, answer: Answer, ttl: float) -> None: ...
+    def put(self, key: str, answer: Answer, ttl: float) -> None:
+        """Not awaited: the caller has the answer, and what its request holds is not to wait for a server."""
+        ...
+
+    async def stop(self) -> None:
+        """Waits for what is still to be kept."""
+        ...
 
 
 def cache_key(model: str, route: str, body: bytes, caller: Caller, settings: CacheSettings) -> str | None:
@@ -97,9 +105,12 @@ class MemoryStore:
         kept = self._kept.get(key)
         return kept.answer if kept is not None else None
 
-    async def put(self, key: str, answer: Answer, ttl: float) -> None:
+    def put(self, key: str, answer: Answer, ttl: float) -> None:
         if len(answer.body) + _OVERHEAD <= self._kept.maxsize:
             self._kept[key] = _Kept(answer, ttl)
+
+    async def stop(self) -> None:
+        """There is nothing to wait for."""
 
     @property
     def size(self) -> float:
@@ -108,13 +119,16 @@ class MemoryStore:
 
 
 class SharedStore:
-    """Answers in Redis or Valkey, which drops them by itself. Where it is away there are none."""
+    """Answers in Redis or Valkey, which drops them by itself. Where it is away there are none, and where it
+    is slower than answers come some are not kept.
+    """
 
     def __init__(self, shared: Shared) -> None:
         from redis.asyncio import Redis
 
         self._redis = Redis(connection_pool=shared.pool)
         self._shared = shared
+        self._puts: set[asyncio.Task[None]] = set()
 
     async def get(self, key: str) -> Answer | None:
         raw = await self._shared.attempt(lambda: self._redis.get(_PREFIX + key), _nothing)
@@ -123,7 +137,16 @@ class SharedStore:
         kind, separator, body = raw.partition(b"\n")
         return Answer(kind, body) if separator else None
 
-    async def put(self, key: str, answer: Answer, ttl: float) -> None:
+    def put(self, key: str, answer: Answer, ttl: float) -> None:
+        if len(self._puts) < _MOST_PUTS:
+            task = asyncio.ensure_future(self._put(key, answer, ttl))
+            self._puts.add(task)
+            task.add_done_callback(self._puts.discard)
+
+    async def stop(self) -> None:
+        await asyncio.gather(*self._puts, return_exceptions=True)
+
+    async def _put(self, key: str, answer: Answer, ttl: float) -> None:
         value = answer.kind + b"\n" + answer.body
         milliseconds = max(1, int(ttl * 1000))
 

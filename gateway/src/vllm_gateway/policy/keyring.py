@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import functools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from vllm_gateway import tasks
 from vllm_gateway.errors import GatewayError
 from vllm_gateway.policy.keys import ANONYMOUS, BadKeys, Caller, Keys, given_key, read_keys, signature
 from vllm_gateway.settings import AuthSettings
@@ -25,7 +26,7 @@ class Keyring:
         self._poll = poll
         self._seen: object = None
         self._keys = Keys({})
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self.problem = ""
         if self._path is not None:
             self._seen = signature(self._path)
@@ -35,6 +36,11 @@ class Keyring:
     def required(self) -> bool:
         """Whether a request needs a key."""
         return not self._anonymous
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Whose requests there can be, as metrics call them."""
+        return self._keys.names
 
     def authenticate(self, headers: Mapping[bytes, bytes]) -> Caller:
         """Raises a 401. A key is looked at even where none is needed: a wrong one is a mistake to be told."""
@@ -51,13 +57,10 @@ class Keyring:
 
     async def start(self) -> None:
         if self._path is not None:
-            self._task = asyncio.create_task(self._follow(self._path))
+            self._tasks = [tasks.start("keys", functools.partial(self._follow, self._path))]
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await tasks.stop(self._tasks)
 
     async def _follow(self, path: Path) -> None:
         while True:

@@ -107,10 +107,13 @@ class BadKeys(BadSettings):
 
 
 class Keys:
-    """Callers by the digests of their keys. Immutable: a changed file gives a new one."""
+    """Callers by the digests of their keys. Immutable: a changed file gives a new one. `names` has those of
+    all that may call, also of who has no key.
+    """
 
     def __init__(self, callers: Mapping[str, Caller]) -> None:
         self._callers = callers
+        self.names = frozenset(caller.name for caller in callers.values()) | {ANONYMOUS_NAME}
 
     def __len__(self) -> int:
         return len(self._callers)
@@ -132,7 +135,10 @@ def read_keys(path: Path) -> Keys:
     """The keys of a file, or of every file of a folder. Raises BadKeys."""
     callers: dict[str, Caller] = {}
     names: set[str] = set()
-    for file in _files(path):
+    files = list(_files(path))
+    if not files:  # a Secret that lost its entries: never the wish to let nobody in
+        raise BadKeys(f"{path} holds no file; write 'keys: []' into one for no keys")
+    for file in files:
         for index, key in enumerate(_parse(file).keys):
             if key.name in names:
                 raise BadKeys(f"{file}: keys.{index}: the name {key.name!r} is taken")

@@ -26,6 +26,21 @@ _CONNECTIONS = 32
 Result = TypeVar("Result")
 
 
+class _Credentials:
+    """What each new connection shows, as redis-py asks for it: a password that was rotated is taken up."""
+
+    def __init__(self, username: str | None, file: str | None) -> None:
+        self._username, self._file = username, file
+
+    def get_credentials(self) -> tuple[str, ...]:
+        """Raises OSError where the file cannot be read."""
+        password = Path(self._file).read_text().strip() if self._file else ""
+        return (self._username, password) if self._username else (password,)
+
+    async def get_credentials_async(self) -> tuple[str, ...]:
+        return self.get_credentials()
+
+
 def connection_pool(settings: RedisSettings) -> BlockingConnectionPool:
     """Connections to the server of `settings.url`. Raises OSError where the password cannot be read."""
     # Only here: it takes 0.1 s to import, which a gateway without Redis does not need.
@@ -33,11 +48,11 @@ def connection_pool(settings: RedisSettings) -> BlockingConnectionPool:
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
 
-    password = Path(settings.password_file).read_text().strip() if settings.password_file else None
+    credentials = _Credentials(settings.username, settings.password_file)
+    credentials.get_credentials()  # a file that is not there is told now
     return BlockingConnectionPool.from_url(
         (settings.url or "").replace("valkey", "redis", 1),
-        username=settings.username,
-        password=password,
+        credential_provider=credentials if settings.username or settings.password_file else None,
         max_connections=_CONNECTIONS,
         timeout=settings.timeout,
         socket_timeout=settings.timeout,
@@ -48,7 +63,7 @@ def connection_pool(settings: RedisSettings) -> BlockingConnectionPool:
 
 class Shared:
     """The server, if one is set: `pool` is None without. Remembers that it is away, so that not every request
-    waits to find out.
+    waits to find out; `away` is how it was when it was last asked.
     """
 
     def __init__(self, settings: RedisSettings, clock: Callable[[], float] = time.monotonic) -> None:
@@ -56,6 +71,7 @@ class Shared:
         self._clock = clock
         self._until = 0.0
         self.failures = 0
+        self.away = False
 
     async def close(self) -> None:
         if self.pool is not None:
@@ -72,11 +88,12 @@ class Shared:
         except (StorageError, OSError, _redis_error()) as error:
             self._note(error)
             return await alone()
-        self._until = 0.0
+        self._until, self.away = 0.0, False
         return result
 
     def _note(self, error: Exception) -> None:
         self.failures += 1
+        self.away = True
         known, self._until = self._clock() < self._until, self._clock() + _AWAY_SECONDS
         if known:
             return  # several requests were waiting for it

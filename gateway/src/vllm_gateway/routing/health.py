@@ -1,5 +1,8 @@
 """Passive health: an endpoint that keeps failing gets no requests for a while, then one on trial.
 
+The trial is decided by the first sign that the engine works, not by the end of its answer, which may take
+minutes. A response head is no such sign for a stream: vLLM sends it before its engine has done anything.
+
 What counts is what requests met: Kubernetes takes a pod away whose probes fail, but vLLM's `/health` is 200
 while its engine hangs. Answers of 4xx, of 503 (a full engine is no ill one) and callers that leave say
 nothing about an endpoint and are not reported here.
@@ -67,10 +70,20 @@ class Health:
         return frozenset(name for _, name in sorted(closed)[:most])
 
     def chosen(self, endpoint: str) -> None:
-        """A request goes there: the trial, if the ejection is over. Until its end no other one goes."""
+        """A request goes there: the trial, if the ejection is over. Until it is decided no other one goes."""
         state = self._states.get(endpoint)
         if state is not None and state.until is not None and state.until <= self._clock():
             state.trial = self._clock()
+
+    def proved(self, endpoint: str) -> None:
+        """The engine has begun to answer a request: others may go there again. Until one of them got a whole
+        answer a single failure ejects it anew: an engine may break off whatever it begins.
+        """
+        state = self._states.get(endpoint)
+        if state is not None and state.trial is not None:
+            state.until = state.trial = None
+            state.failures = self._ejection.failures - 1
+            state.since = self._clock()
 
     def succeeded(self, endpoint: str) -> None:
         """A request got a whole answer."""

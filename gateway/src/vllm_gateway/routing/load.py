@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -12,8 +13,16 @@ from vllm_gateway.routing.table import Endpoint, Model
 Clock = Callable[[], float]
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A model of the table: `since` when, and which of those that had its name one after another."""
+
+    created: int
+    since: float
+
+
 class Load:
-    """In-flight requests by endpoint and by model, and when each model was last busy.
+    """In-flight requests by endpoint and by model, and since when each model of the table has been idle.
 
     Written by the request loop alone; the management thread reads copies (a dict copy is atomic in CPython).
     """
@@ -22,25 +31,39 @@ class Load:
         self._clock = clock
         self.by_endpoint: Counter[str] = Counter()
         self.by_model: Counter[str] = Counter()
-        self.last_busy: dict[str, float] = {}
+        self._last_busy: dict[str, float] = {}
+        self._known: Mapping[str, _Known] = {}
 
     def lease(self, model: Model, endpoint: Endpoint) -> Lease:
         """Counts one request from `with` to its end, however it ends."""
         return Lease(self, model.key, endpoint.id)
 
-    def idle_seconds(self, key: str, never: float) -> float:
-        """Seconds since the model last had a request; `never` if it has not had one."""
-        if self.by_model[key]:
+    def idle_seconds(self, key: str) -> float:
+        """Seconds since the model last had a request; if it has not had one, since it has been in the table:
+        a model that was made a minute ago has not been idle for longer, however old this process is.
+        """
+        known = self._known.get(key)
+        if self.by_model[key] or known is None:
             return 0.0
-        last = self.last_busy.get(key)
-        return never if last is None else max(0.0, self._clock() - last)
+        return max(0.0, self._clock() - self._last_busy.get(key, known.since))
+
+    def follow(self, models: Mapping[str, Model]) -> None:
+        """The table was swapped. A model that was deleted and made again is a new one."""
+        now, before = self._clock(), self._known
+        known: dict[str, _Known] = {}
+        for key, model in models.items():
+            former = before.get(key)
+            known[key] = former if former and former.created == model.created else _Known(model.created, now)
+        same = {key for key, this in known.items() if this is before.get(key)}
+        self._known = known
+        self._last_busy = {key: at for key, at in self._last_busy.items() if key in same}
 
     def take(self, model: str, endpoint: str) -> None:
         self.by_model[model] += 1
         self.by_endpoint[endpoint] += 1
 
     def give_back(self, model: str, endpoint: str) -> None:
-        self.last_busy[model] = self._clock()
+        self._last_busy[model] = self._clock()
         for counts, key in ((self.by_model, model), (self.by_endpoint, endpoint)):
             counts[key] -= 1
             if counts[key] <= 0:

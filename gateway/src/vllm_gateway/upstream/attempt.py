@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -72,7 +73,8 @@ class Call:
 class Upstream:
     """An engine's answer: the head is here, the body is on `connection`. `sent_at` is the loop's time.
 
-    Whoever reads the body says in `outcome` how it ended, as `Balancer.report` takes it.
+    Whoever reads the body calls `generates` when it sees that the engine does, not only its server, and says
+    in `outcome` how it ended, as `Balancer.report` takes it.
     """
 
     model: Model
@@ -80,6 +82,7 @@ class Upstream:
     connection: Connection
     head: Head
     sent_at: float
+    generates: Callable[[], None]
     outcome: str | None = None
 
 
@@ -198,10 +201,13 @@ class Engines:
         except TimeoutError as error:
             connection.close()
             raise UpstreamFailure(call.timeout_reason, "no response head in time") from error
-        except BaseException:
+        except BaseException as error:
             connection.close()
+            if isinstance(error, UpstreamFailure) and error.retryable:  # the race for an idle one was lost
+                self.client.distrust(endpoint, connection)
             raise
-        return Upstream(model, endpoint, connection, head, sent_at)
+        generates = functools.partial(self.balancer.health.proved, endpoint.id)
+        return Upstream(model, endpoint, connection, head, sent_at, generates)
 
 
 def request_bytes(call: Call, endpoint: Endpoint, body: bytes, key: str | None) -> bytes:

@@ -61,6 +61,7 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._diverted = False
         self.reused = False
+        self.idle_since = 0.0
         self.on_idle_close: Callable[[], None] | None = None
 
     # What the caller of an engine uses.
@@ -262,16 +263,27 @@ class Client:
         self._tls: ssl.SSLContext | None = None
 
     async def connect(self, endpoint: Endpoint, *, fresh: bool = False) -> Connection:
-        """A connection that no request is on; with `fresh`, never a reused one. Raises UpstreamFailure."""
-        while idle := self._idle.get(endpoint):
+        """A connection that no request is on; with `fresh`, never a reused one, and the idle ones are left to
+        others. Raises UpstreamFailure.
+        """
+        while not fresh and (idle := self._idle.get(endpoint)):
             found = idle.pop()
-            if fresh or not found.connection.reusable:
+            if not found.connection.reusable:
                 found.connection.close()
                 continue
             found.connection.on_idle_close = None
-            found.connection.reused = True
+            found.connection.reused, found.connection.idle_since = True, found.since
             return found.connection
         return await self._dial(endpoint)
+
+    def distrust(self, endpoint: Endpoint, lost: Connection) -> None:
+        """A reused connection was closed under its request: those that have been idle for as long as it had
+        are not used either. If their engine has gone without a word, each would cost a request as long.
+        """
+        for entry in list(self._idle.get(endpoint, ())):
+            if entry.since <= lost.idle_since:
+                self._forget(endpoint, entry)
+                entry.connection.close()
 
     def release(self, endpoint: Endpoint, connection: Connection) -> None:
         """Takes a connection back: kept if its answer was read to the end, closed otherwise."""

@@ -126,6 +126,8 @@ class Edge:
             await self._fail(exchange, internal_error())
 
     async def _fail(self, exchange: Exchange, error: GatewayError) -> None:
+        if exchange.channel.finished:
+            return  # the caller has its answer, and keeps it
         self._services.metrics.refused(error.code)
         if exchange.error_event is not None:  # it waited in the queue, and its head has gone out
             exchange.outcome = error.code

@@ -82,6 +82,8 @@ class Management:
         if self._services.lifecycle.draining:
             return text_page(503, "draining")
         table = self._services.table()
+        if table.complete and not self._services.lifecycle.listening:
+            return text_page(503, "starting")
         return (
             text_page(200, "ok") if table.complete else text_page(503, "; ".join(table.notes) or "starting")
         )
@@ -91,17 +93,19 @@ class Management:
 
 
 def load_report(services: Services) -> dict[str, Any]:
-    """What the operator scales by. `started_at` is Unix time; a young gateway knows little of idleness."""
+    """What the operator scales by. `started_at` is Unix time; a young gateway knows little of idleness.
+
+    `idle_seconds` of a model that never had a request here count from when this gateway first knew it.
+    """
     load = services.engines.load
     by_model, by_endpoint = load.snapshot()
     queued = {key: waiting for key, waiting in services.queues.snapshot().items() if waiting[0]}
-    age = time.time() - services.lifecycle.started_at
     models = {
         key: {
             "in_flight": by_model.get(key, 0),
             "queued": queued.get(key, _NOBODY)[0],
             "oldest_queued_seconds": round(queued.get(key, _NOBODY)[1], 3),
-            "idle_seconds": 0.0 if key in queued else load.idle_seconds(key, age),
+            "idle_seconds": 0.0 if key in queued else load.idle_seconds(key),
             "endpoints": {end.id: by_endpoint.get(end.id, 0) for end in model.endpoints},
         }
         for key, model in services.table().models.items()

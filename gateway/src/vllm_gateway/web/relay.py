@@ -90,6 +90,7 @@ class Stream:
         elif self._dialect.has_token(block):
             self.tokens.first(block)
             self.first_token_at = self.tokens.last
+            self._upstream.generates()
         return sent
 
     def end(self, payload: bytes) -> None:
@@ -224,10 +225,11 @@ class WholeBody:
         if not self._whole.done():
             self._whole.set_exception(error)
 
-    async def read(self, upstream: Upstream, seconds: float) -> bytes:
+    async def read(self, upstream: Upstream, until: float) -> bytes:
+        """`until` is the loop's time. Raises UpstreamFailure, or a 503 where there is no room for it."""
         upstream.connection.start(self)
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout_at(until):
                 return await self._whole
         except TimeoutError:
             raise UpstreamFailure("unary_timeout", "the answer was not complete in time") from None
@@ -297,7 +299,7 @@ class RelayResponse:
             stream.close()
             self._record_stream(upstream, stream, dialect.account)
         if stream.outcome == WELL and recorded is not None:
-            await self._keep(_SSE_HEADERS[0][1], recorded.body())
+            self._keep(_SSE_HEADERS[0][1], recorded.body())
 
     def _stream_dialect(self, upstream: Upstream) -> tuple[StreamDialect, Recorder | None]:
         dialect = self.dialect.stream(upstream.endpoint.id)
@@ -308,6 +310,7 @@ class RelayResponse:
 
     async def _unary(self, upstream: Upstream) -> None:
         self._not_begun()
+        upstream.generates()
         body = await self._read(upstream, self.services.settings.limits.answer_bytes)
         upstream.outcome = WELL
         account = Account()
@@ -316,7 +319,7 @@ class RelayResponse:
         self.exchange.respond(upstream.head.status, self._with_cache([(b"content-type", kind)]), answer)
         self._charge(upstream.model, account.prompt_tokens, account.completion_tokens)
         if self.place is not None and self.place.model == upstream.model.key and upstream.head.status == 200:
-            await self._keep(kind, answer if len(answer) <= self.place.limit else None)
+            self._keep(kind, answer if len(answer) <= self.place.limit else None)
 
     async def _refuse(self, upstream: Upstream) -> None:
         head = upstream.head
@@ -329,10 +332,10 @@ class RelayResponse:
         self.exchange.respond(head.status, [(b"content-type", b"application/json")], allowed)
 
     async def _read(self, upstream: Upstream, limit: int) -> bytes:
+        # Of the one time that the answer has, its head has taken some. What came with the head needs none.
+        until = upstream.sent_at + self.services.settings.timeouts.unary
         try:
-            return await WholeBody(limit, self.exchange.body_held).read(
-                upstream, self.services.settings.timeouts.unary
-            )
+            return await WholeBody(limit, self.exchange.body_held).read(upstream, until)
         except UpstreamFailure as failure:
             upstream.outcome = failure.reason
             self.services.metrics.upstream_error(upstream.model.key, failure.reason)
@@ -346,9 +349,9 @@ class RelayResponse:
     def _with_cache(self, headers: Headers) -> Headers:
         return headers if self.place is None else [*headers, *MISS]
 
-    async def _keep(self, kind: bytes, body: bytes | None) -> None:
+    def _keep(self, kind: bytes, body: bytes | None) -> None:
         if self.place is not None and body is not None:
-            await self.services.answers.put(self.place.key, Answer(kind, body), self.place.ttl)
+            self.services.answers.put(self.place.key, Answer(kind, body), self.place.ttl)
 
     def _charge(self, model: Model, prompt: int, completion: int) -> None:
         caller = self.exchange.caller

@@ -25,6 +25,7 @@ class Lifecycle:
     """Where the process is in its life. `beat` is when the request loop last ran (monotonic seconds)."""
 
     started_at: float = field(default_factory=time.time)
+    listening: bool = False
     draining: bool = False
     beat: float = field(default_factory=time.monotonic)
 

@@ -20,10 +20,11 @@ _LOOKS = 4
 class StallWatch:
     """Calls `stalled` once `unread()` has not fallen by LEAST_READ bytes for `seconds`; until `stop`.
 
-    What is written meanwhile is no step back: little is, since whoever writes has been told to wait.
+    What is written meanwhile is no step back: little is, since whoever writes has been told to wait. Time in
+    which this process itself stood still (a throttled container, a paused machine) does not count.
     """
 
-    __slots__ = ("_loop", "_progress_at", "_seconds", "_seen", "_stalled", "_timer", "_unread")
+    __slots__ = ("_due", "_loop", "_progress_at", "_seconds", "_seen", "_stalled", "_timer", "_unread")
 
     def __init__(
         self,
@@ -38,21 +39,23 @@ class StallWatch:
         self._stalled = stalled
         self._seen = unread()
         self._progress_at = loop.time()
-        self._timer = loop.call_later(seconds / _LOOKS, self._look)
+        self._due = self._progress_at + seconds / _LOOKS
+        self._timer = loop.call_at(self._due, self._look)
 
     def stop(self) -> None:
         self._timer.cancel()
 
     def _look(self) -> None:
         now, unread = self._loop.time(), self._unread()
+        self._progress_at += max(0.0, now - self._due)
         if self._seen - unread >= LEAST_READ:
             self._seen, self._progress_at = unread, now
         self._seen = max(self._seen, unread)
         if now >= self._progress_at + self._seconds:
             self._stalled()
             return
-        again = min(now + self._seconds / _LOOKS, self._progress_at + self._seconds)
-        self._timer = self._loop.call_at(again, self._look)
+        self._due = min(now + self._seconds / _LOOKS, self._progress_at + self._seconds)
+        self._timer = self._loop.call_at(self._due, self._look)
 
 
 def unread_bytes(transport: asyncio.Transport) -> int:
