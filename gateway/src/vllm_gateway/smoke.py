@@ -8,6 +8,7 @@ says what is missing and ends with 0: the release is not at fault.
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import os
 import ssl
@@ -112,7 +113,7 @@ def read_tokens(stream: IO[bytes]) -> Iterator[str]:
     """The tokens of `/chat/stream`, those of thoughts too, up to its last event. Raises Failed where that is
     missing or an error.
     """
-    for line in stream:
+    for line in _lines(stream):
         if not line.startswith(b"data: "):
             continue
         event = json.loads(line.removeprefix(b"data: "))
@@ -122,6 +123,13 @@ def read_tokens(stream: IO[bytes]) -> Iterator[str]:
             return
         yield event.get("token") or event.get("reasoning", "")
     raise Failed("the stream broke off before its last event")
+
+
+def _lines(stream: IO[bytes]) -> Iterator[bytes]:
+    try:
+        yield from stream
+    except (OSError, http.client.HTTPException) as error:
+        raise Failed(f"the stream broke off: {type(error).__name__}: {error}") from error
 
 
 def message_of(refusal: urllib.error.HTTPError) -> str:
