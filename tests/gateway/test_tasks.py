@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from http_caller import until
 from kube_api import VLLM_MODELS, KubeApi
+from kube_objects import model
 from virtual_loop import VirtualLoop
 
 from vllm_gateway import tasks
@@ -49,68 +52,56 @@ async def test_work_that_is_stopped_ends() -> None:
     assert all(task.cancelled() for task in running)
 
 
-def model(name: str) -> dict[str, Any]:
-    head = {"apiVersion": "vllm-fleet.dev/v1alpha1", "kind": "VLLMModel"}
-    return {**head, "metadata": {"name": name}, "spec": {"model": "x/y"}}
-
-
+@dataclass(frozen=True)
 class Cluster:
-    """A fake API, followed by a source that begins anew at once."""
+    """A fake API, and the table of a source that follows it and begins anew at once."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(tasks, "_AGAIN_SECONDS", 0.05)
-        monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-        self._monkeypatch = monkeypatch
-        self.api = KubeApi(bookmark_seconds=0.05)
-        self.table = TableHolder()
-
-    async def follow(self, folder: Path) -> KubernetesSource:
-        self._monkeypatch.setenv("KUBECONFIG", str(self.api.write_kubeconfig(folder / "config")))
-        source = KubernetesSource(self.table, ())
-        await source.start()
-        return source
+    api: KubeApi
+    table: TableHolder
 
     async def shows(self, *names: str) -> None:
         await until(lambda: set(self.table().models) == {f"ns/{name}" for name in names})
 
 
-async def test_an_answer_that_is_no_list_empties_no_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cluster = Cluster(monkeypatch)
-    async with cluster.api as api:
-        source = await cluster.follow(tmp_path)
-        api.create(VLLM_MODELS, "ns", model("one"))
-        await cluster.shows("one")
-        tables: list[set[str]] = []
-        cluster.table.tell(lambda models: tables.append(set(models)))
-        api.fault("GET", "/vllmmodels", 200, message="a proxy's page", times=2)
-        api.end_watches(code=410)
-        await until(lambda: any("no list" in note for note in cluster.table().notes))
-        await until(lambda: not cluster.table().notes)
-        api.create(VLLM_MODELS, "ns", model("two"))
-        await cluster.shows("one", "two")
-        assert all("ns/one" in models for models in tables)
+@pytest.fixture
+async def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cluster]:
+    monkeypatch.setattr(tasks, "_AGAIN_SECONDS", 0.05)
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    async with KubeApi(bookmark_seconds=0.05) as api:
+        monkeypatch.setenv("KUBECONFIG", str(api.write_kubeconfig(tmp_path / "config")))
+        table = TableHolder()
+        source = KubernetesSource(table, ())
+        await source.start()
+        yield Cluster(api, table)
         await source.stop()
 
 
-async def test_a_table_that_a_follower_cannot_take_is_not_the_last_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cluster = Cluster(monkeypatch)
-    async with cluster.api as api:
-        source = await cluster.follow(tmp_path)
-        failed: list[Any] = []
+async def test_an_answer_that_is_no_list_empties_no_table(cluster: Cluster) -> None:
+    api = cluster.api
+    api.create(VLLM_MODELS, "ns", model("one"))
+    await cluster.shows("one")
+    tables: list[set[str]] = []
+    cluster.table.tell(lambda models: tables.append(set(models)))
+    api.fault("GET", "/vllmmodels", 200, message="a proxy's page", times=2)
+    api.end_watches(code=410)
+    await until(lambda: any("no list" in note for note in cluster.table().notes))
+    await until(lambda: not cluster.table().notes)
+    api.create(VLLM_MODELS, "ns", model("two"))
+    await cluster.shows("one", "two")
+    assert all("ns/one" in models for models in tables)
 
-        def follower(models: Any) -> None:
-            if "ns/bad" in models:
-                failed.append(models)
-                raise KeyError("unforeseen")
 
-        cluster.table.tell(follower)
-        api.create(VLLM_MODELS, "ns", model("bad"))
-        await until(lambda: bool(failed))
-        api.delete(VLLM_MODELS, "ns", "bad")
-        api.create(VLLM_MODELS, "ns", model("good"))
-        await cluster.shows("good")
-        await source.stop()
+async def test_a_table_that_a_follower_cannot_take_is_not_the_last_one(cluster: Cluster) -> None:
+    failed: list[Any] = []
+
+    def follower(models: Any) -> None:
+        if "ns/bad" in models:
+            failed.append(models)
+            raise KeyError("unforeseen")
+
+    cluster.table.tell(follower)
+    cluster.api.create(VLLM_MODELS, "ns", model("bad"))
+    await until(lambda: bool(failed))
+    cluster.api.delete(VLLM_MODELS, "ns", "bad")
+    cluster.api.create(VLLM_MODELS, "ns", model("good"))
+    await cluster.shows("good")

@@ -70,6 +70,15 @@ async def begin(gateway: Process) -> Caller:
     return caller
 
 
+async def begin_and_kill_the_parent(gateway: Process) -> Caller:
+    """A stream whose workers drain alone: no port is open to callers any more."""
+    caller = await begin(gateway)
+    gateway.signal(signal.SIGKILL)
+    await gateway.ended()
+    await until(lambda: refused(gateway.port))
+    return caller
+
+
 async def ends_well(caller: Caller) -> bool:
     """False where the connection breaks. Leaves."""
     async with caller:
@@ -228,10 +237,7 @@ async def test_ctrl_c_twice_does_not_wait(tmp_path: Path) -> None:
 async def test_workers_whose_parent_is_killed_drain(tmp_path: Path) -> None:
     script = Held()
     async with FakeEngine(script) as engine, running_process(tmp_path, engine, **TWO) as gateway:
-        caller = await begin(gateway)
-        gateway.signal(signal.SIGKILL)
-        await gateway.ended()
-        await until(lambda: refused(gateway.port))
+        caller = await begin_and_kill_the_parent(gateway)
         script.let_go.set()
         assert await ends_well(caller)
         await until(lambda: all_gone(gateway), 10)
@@ -300,10 +306,7 @@ async def test_another_gateway_may_have_the_ports_while_workers_drain_without_th
     """A service manager that starts it anew at once must not fail until the last old stream has ended."""
     script = Held()
     async with FakeEngine(script) as engine, running_process(tmp_path, engine, **TWO) as gateway:
-        caller = await begin(gateway)
-        gateway.signal(signal.SIGKILL)
-        await gateway.ended()
-        await until(lambda: refused(gateway.port))
+        caller = await begin_and_kill_the_parent(gateway)
         again = tmp_path / "again"
         again.mkdir()
         ports: dict[str, Any] = {"port": gateway.port, "managementPort": gateway.management}
