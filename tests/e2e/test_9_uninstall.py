@@ -38,16 +38,15 @@ def children() -> list[str]:
     return cluster.kubectl("get", CHILDREN, "-A", "-l", selector, "-o", "name").split()
 
 
-def wait_until_garbage_is_collected(namespace: str) -> None:
-    """By Kubernetes, which does not follow models for a while after the API server was away. A deletion that
-    it misses is never made up for where the definition goes too: it cannot ask for such an owner any more.
+def wait_until_models_are_followed(namespace: str) -> None:
+    """By Kubernetes' garbage collector, which it does not for a while after the API server was away.
+
+    A deletion that it misses is never made up for where the definition goes too: it cannot ask for such an
+    owner any more. With `foreground` it is the collector that lets the model go, once it has seen it.
     """
     cluster.apply(model("gone", replicas=0), namespace)
     cluster.eventually(lambda: cluster.get("deployment", "gone-engine", namespace), "it has children", 60)
-    cluster.delete("vllmmodel", "gone", namespace)
-    cluster.eventually(
-        lambda: not cluster.get("deployment", "gone-engine", namespace), "garbage is collected", 240
-    )
+    cluster.delete("vllmmodel", "gone", namespace, "--cascade=foreground", "--timeout=240s")
 
 
 def test_without_keep_the_definition_goes_and_all_models_with_it(smollm2: str, given_up: None) -> None:
@@ -55,8 +54,10 @@ def test_without_keep_the_definition_goes_and_all_models_with_it(smollm2: str, g
         cluster.apply(model("idle", replicas=0), namespace)
         cluster.eventually(lambda: cluster.get("deployment", "idle-engine", namespace), "it has children", 60)
         assert f"deployment.apps/{smollm2}-engine" in children()
-        wait_until_garbage_is_collected(namespace)
+        wait_until_models_are_followed(namespace)
         releases.uninstall()
         cluster.eventually(lambda: not cluster.get("crd", CRD), "the definition is gone", 120)
         left = f"secret/{MASTER_KEY}"  # of no model; charts/vllm-fleet/README.md says why it stays
-        cluster.eventually(lambda: children() == [left], "all that was made for models is gone", 240)
+        cluster.eventually(
+            lambda: children() == [left], lambda: f"gone is all that was made for models: {children()}", 240
+        )
