@@ -38,23 +38,28 @@ def children() -> list[str]:
     return cluster.kubectl("get", CHILDREN, "-A", "-l", selector, "-o", "name").split()
 
 
-def wait_until_models_are_followed(namespace: str) -> None:
-    """By Kubernetes' garbage collector, which it does not for a while after the API server was away.
+def wait_until_garbage_is_collected(namespace: str) -> None:
+    """Of models and of what is made for them, which Kubernetes follows kind by kind, and some kinds only a
+    good while after the API server was away.
 
-    A deletion that it misses is never made up for where the definition goes too: it cannot ask for such an
+    What is not followed before the definition goes is left for good: the collector cannot ask for such an
     owner any more. With `foreground` it is the collector that lets the model go, once it has seen it.
     """
+    mine = "vllm-fleet.dev/model=gone"
     cluster.apply(model("gone", replicas=0), namespace)
-    cluster.eventually(lambda: cluster.get("deployment", "gone-engine", namespace), "it has children", 60)
+    cluster.eventually(lambda: cluster.get("networkpolicy", "gone-engine", namespace), "it has children", 60)
     cluster.delete("vllmmodel", "gone", namespace, "--cascade=foreground", "--timeout=240s")
+    cluster.eventually(lambda: not cluster.items(CHILDREN, mine, namespace), "its children are gone", 240)
 
 
 def test_without_keep_the_definition_goes_and_all_models_with_it(smollm2: str, given_up: None) -> None:
     with own_namespace() as namespace:
         cluster.apply(model("idle", replicas=0), namespace)
-        cluster.eventually(lambda: cluster.get("deployment", "idle-engine", namespace), "it has children", 60)
+        cluster.eventually(
+            lambda: cluster.get("networkpolicy", "idle-engine", namespace), "it has children", 60
+        )
         assert f"deployment.apps/{smollm2}-engine" in children()
-        wait_until_models_are_followed(namespace)
+        wait_until_garbage_is_collected(namespace)
         releases.uninstall()
         cluster.eventually(lambda: not cluster.get("crd", CRD), "the definition is gone", 120)
         left = f"secret/{MASTER_KEY}"  # of no model; charts/vllm-fleet/README.md says why it stays
