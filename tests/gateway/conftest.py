@@ -46,6 +46,7 @@ class Running:
         return sum(self.gateway.engines.load.by_model.values())
 
     def metric(self, name: str, **labels: str) -> float:
+        self.gateway.services.records.flush()  # else it would come a moment later
         return self.gateway.metrics.registry.get_sample_value(f"vllm_gateway_{name}", labels) or 0.0
 
     @property

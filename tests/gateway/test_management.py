@@ -153,6 +153,7 @@ async def test_metrics_count_what_happened(gateway: Any) -> None:
 
 
 def models_and_keys(running: Any) -> tuple[set[str], set[str]]:
+    running.gateway.services.records.flush()
     samples = [one for found in running.gateway.metrics.registry.collect() for one in found.samples]
     models, keys = ({one.labels.get(label, "") for one in samples} - {""} for label in ("model", "key"))
     return models, keys
@@ -259,17 +260,17 @@ async def test_the_access_log_has_one_line_a_request_and_no_secrets(
 
 def test_the_access_log_is_text_on_a_terminal_and_silent_above_its_level() -> None:
     stream = io.StringIO()
-    AccessLog(stream, level="info", as_json=False)({"model": "a\nb", "status": 200})
-    AccessLog(stream, level="warning", as_json=False)({"model": "c"})
+    AccessLog(stream, level="info", as_json=False).write([(0.5, {"model": "a\nb", "status": 200})])
+    assert not AccessLog(stream, level="warning", as_json=False).on
     line = stream.getvalue()
-    assert line.endswith(" INFO    request model=a\\nb status=200\n")
+    assert line == "1970-01-01T00:00:00.500Z INFO    request model=a\\nb status=200\n"
     assert line.count("\n") == 1
 
 
 def test_a_log_that_nobody_reads_refuses_no_request() -> None:
     stream = io.StringIO()
     stream.close()
-    AccessLog(stream, level="info", as_json=True)({"status": 200})
+    AccessLog(stream, level="info", as_json=True).write([(0.5, {"status": 200})])
 
 
 async def test_the_openapi_document_has_every_route(gateway: Any) -> None:

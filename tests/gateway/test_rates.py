@@ -13,7 +13,6 @@ Proves, in memory and against a real Valkey:
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -21,11 +20,17 @@ from pathlib import Path
 
 import pytest
 import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter, SlidingWindowCounterRateLimiter
 from valkey_server import Valkey, valkey
 
 from vllm_gateway.errors import GatewayError
-from vllm_gateway.policy.keys import MAX_KEYS, Caller, KeyLimits
-from vllm_gateway.policy.rates import Rates, _Memory, _PerMinute
+from vllm_gateway.policy.keys import Caller, KeyLimits
+from vllm_gateway.policy.minutes import FixedMinute, SlidingMinute
+from vllm_gateway.policy.rates import Permit, Rates
 from vllm_gateway.policy.shared import Shared
 from vllm_gateway.settings import RedisSettings
 
@@ -46,8 +51,8 @@ class Clock:
 
 @contextlib.asynccontextmanager
 async def rates_at(server: Valkey | None, *, clock: Clock | None = None) -> AsyncIterator[Rates]:
-    settings = RedisSettings(url=server.url if server is not None else None)
-    shared = Shared(settings, clock or Clock())
+    redis_settings = RedisSettings(url=server.url if server is not None else None)
+    shared = Shared(redis_settings, clock or Clock())
     rates = Rates(shared)
     try:
         yield rates
@@ -212,10 +217,10 @@ async def test_a_valkey_that_goes_away_and_comes_back(
 async def test_a_password_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "password").write_text("s3cret\n")
     with valkey("--requirepass", "s3cret") as server:
-        settings = RedisSettings(
+        redis_settings = RedisSettings(
             url=server.url.replace("redis", "valkey"), password_file=str(tmp_path / "password")
         )
-        shared = Shared(settings)
+        shared = Shared(redis_settings)
         await Rates(shared).admit(caller("p-alice", requests=2))
         await shared.close()
         assert shared.failures == 0
@@ -225,8 +230,8 @@ async def test_a_password_that_was_rotated_is_taken_up(tmp_path: Path) -> None:
     password, clock = tmp_path / "password", Clock()
     password.write_text("first")
     with valkey("--requirepass", "first") as server:
-        settings = RedisSettings(url=server.url, password_file=str(password))
-        shared = Shared(settings, clock)
+        redis_settings = RedisSettings(url=server.url, password_file=str(password))
+        shared = Shared(redis_settings, clock)
         rates = Rates(shared)
         await rates.admit(caller("n-alice", requests=2))
         with redis.Redis(port=server.port, password="first") as admin:
@@ -242,39 +247,63 @@ async def test_a_password_that_was_rotated_is_taken_up(tmp_path: Path) -> None:
         await shared.close()
 
 
-async def test_requests_at_once() -> None:
+def test_requests_at_once() -> None:
     rates = Rates(Shared(RedisSettings()))
     alice, bob = caller("alice", at_once=2), caller("bob", at_once=1)
-    with rates.permit(alice), rates.permit(bob):
-        with rates.permit(alice), pytest.raises(GatewayError) as caught, rates.permit(alice):
-            pass
-        assert (caught.value.status, caught.value.retry_after) == (429, 1)
-        with rates.permit(alice):
-            assert rates.active == 3
-        with contextlib.suppress(ZeroDivisionError), rates.permit(alice):
-            raise ZeroDivisionError
+    held: list[Permit] = [rates.permit(alice), rates.permit(bob), rates.permit(alice)]
+    with pytest.raises(GatewayError) as caught:
+        rates.permit(alice)
+    assert (caught.value.status, caught.value.retry_after) == (429, 1)
+    held.pop().give_back()
+    held.append(rates.permit(alice))
+    assert rates.active == 3
+    for permit in held:
+        permit.give_back()
     assert rates.active == 0
     assert not rates._active
 
 
-async def test_what_has_expired_is_forgotten(wall: Wall) -> None:
-    async with rates_at(None) as rates:
-        for number in range(200):
-            await rates.admit(caller(f"x-{number}", requests=5))
-        storage = rates._requests._alone.storage
-        assert isinstance(storage, _Memory)
-        assert len(storage.storage) >= 200
-        wall.now += 121
-        storage._next_sweep = 0.0
-        await rates.admit(caller("x-last", requests=5))
-        await asyncio.sleep(0)
-        assert len(storage.storage) == 1
-        assert len(storage.expirations) == 1
+def test_what_has_expired_is_forgotten(wall: Wall) -> None:
+    requests, tokens = SlidingMinute(), FixedMinute()
+    for number in range(200):
+        requests.hit(f"x-{number}", 5)
+        tokens.hit(f"x-{number}", 5)
+    assert (len(requests), len(tokens)) == (200, 200)
+    wall.now += 121
+    requests.hit("x-last", 5)
+    tokens.hit("x-last", 5)
+    assert (len(requests), len(tokens)) == (1, 1)
 
 
-def test_names_of_keys_that_come_and_go_take_no_memory() -> None:
-    item = _PerMinute(60, "requests")
-    for number in range(2 * MAX_KEYS):
-        item.key_for(f"key-{number}")
-    assert len(item._keys) <= MAX_KEYS
-    assert item.key_for("a") == item.key_for("a") != item.key_for("b")
+# Not at a minute's very end, when limits says that something is free at once.
+STEPS = st.tuples(
+    st.sampled_from([0.0, 0.37, 1.03, 7.01, 29.53, 31.13, 61.07, 200.11]), st.sampled_from("ab")
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(STEPS, max_size=60), st.integers(1, 12))
+def test_counting_here_is_as_limits_counts(wall: Wall, steps: list[tuple[float, str]], most: int) -> None:
+    """So that a key is treated alike while the shared server is away."""
+    wall.now = Wall().now
+    item, requests = RateLimitItemPerMinute(most), SlidingMinute()
+    theirs = SlidingWindowCounterRateLimiter(MemoryStorage())
+    for pause, name in steps:
+        wall.now += pause
+        assert requests.hit(name, most) == theirs.hit(item, name)
+        reset = theirs.get_window_stats(item, name).reset_time
+        assert requests.seconds_left(name) == pytest.approx(reset - wall.now, abs=1e-3)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(STEPS, st.integers(1, 40)), max_size=40))
+def test_tokens_here_are_as_limits_counts(wall: Wall, steps: list[tuple[tuple[float, str], int]]) -> None:
+    wall.now = Wall().now
+    item, tokens = RateLimitItemPerMinute(100), FixedMinute()
+    theirs = FixedWindowRateLimiter(MemoryStorage())
+    for (pause, name), cost in steps:
+        wall.now += pause
+        assert tokens.test(name, 100) == theirs.test(item, name)
+        assert tokens.hit(name, 100, cost) == theirs.hit(item, name, cost=cost)
+        reset = theirs.get_window_stats(item, name).reset_time
+        assert tokens.seconds_left(name) == pytest.approx(reset - wall.now, abs=1e-3)

@@ -77,20 +77,17 @@ def test_not_ready_takes_the_words_of_the_condition() -> None:
     assert (error.status, error.retry_after) == (503, 5)
 
 
-def test_a_count_comes_back_however_a_request_ends() -> None:
+def test_what_is_given_back_is_counted_no_longer() -> None:
     now = 100.0
     load = Load(lambda: now)
-    found = model("a")
-    load.follow({"ns/a": found})
-
-    def fails() -> None:
-        with load.lease(found, found.endpoints[0]):
-            assert load.snapshot() == ({"ns/a": 1}, {"ns-a-0": 1})
-            assert load.idle_seconds("ns/a") == 0.0
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fails()
+    load.follow({"ns/a": model("a")})
+    load.take("ns/a", "ns-a-0")
+    load.take("ns/a", "ns-a-1")
+    assert load.snapshot() == ({"ns/a": 2}, {"ns-a-0": 1, "ns-a-1": 1})
+    load.give_back("ns/a", "ns-a-1")
+    assert load.snapshot() == ({"ns/a": 1}, {"ns-a-0": 1})
+    assert load.idle_seconds("ns/a") == 0.0
+    load.give_back("ns/a", "ns-a-0")
     assert load.snapshot() == ({}, {})
     now = 130.0
     assert load.idle_seconds("ns/a") == 30.0
@@ -103,8 +100,8 @@ def test_a_model_is_idle_since_its_last_request_or_since_it_is_known() -> None:
     old = model("old")
     load.follow({"ns/old": old})
     now += 500
-    with load.lease(old, old.endpoints[0]):
-        pass
+    load.take("ns/old", "ns-old-0")
+    load.give_back("ns/old", "ns-old-0")
     now += 40
     new = replace(model("new"), created=7)
     load.follow({"ns/old": old, "ns/new": new})
@@ -124,8 +121,9 @@ def test_nothing_is_kept_of_models_that_are_gone() -> None:
     for number in range(1000):
         found = model(f"m{number}")
         load.follow({found.key: found})
-        with load.lease(found, found.endpoints[0]):
-            load.follow({})  # while a request is under way
+        load.take(found.key, "e")
+        load.follow({})  # while a request is under way
+        load.give_back(found.key, "e")
     load.follow({})
     assert not load._last_busy
     assert not load._known

@@ -105,6 +105,15 @@ async def metric(gateway: Process, name: str, **labels: str) -> float:
     )
 
 
+async def counted(gateway: Process, requests: int) -> None:
+    """Until the metrics have all of these; each process counts what has ended a moment later."""
+
+    async def all_of_them() -> bool:
+        return await metric(gateway, "requests_total", route=PATH, code="200") == requests
+
+    await until(all_of_them)
+
+
 async def ready(gateway: Process) -> bool:
     return (await get(gateway.management, "/readyz")).status == 200
 
@@ -114,7 +123,7 @@ async def test_all_serve_all_is_added_up_and_one_that_is_killed_comes_back(tmp_p
     async with FakeEngine(script) as engine, running_process(tmp_path, engine, **TWO) as gateway:
         for _ in range(16):
             assert (await ask(gateway.port, PATH, CHAT)).body.endswith(DONE)
-        assert await metric(gateway, "requests_total", route=PATH, code="200") == 16
+        await counted(gateway, 16)
         assert await metric(gateway, "time_to_first_token_seconds_count") == 16
         callers = [await begin(gateway) for _ in range(32)]
         load = (await get(gateway.management, "/load")).json()
@@ -137,7 +146,7 @@ async def test_all_serve_all_is_added_up_and_one_that_is_killed_comes_back(tmp_p
         assert 0 < well < 32
         for _ in range(8):
             assert (await ask(gateway.port, PATH, CHAT)).body.endswith(DONE)
-        assert await metric(gateway, "requests_total", route=PATH, code="200") == 16 + well + 8
+        await counted(gateway, 16 + well + 8)
 
         os.kill(pids(gateway, "reporter")[0], signal.SIGKILL)
         await until(lambda: len(pids(gateway, "reporter")) == 2, 10)

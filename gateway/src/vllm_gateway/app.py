@@ -49,6 +49,7 @@ from vllm_gateway.web.edge import Edge
 from vllm_gateway.web.health import Management, health_router, management_server
 from vllm_gateway.web.models import models_router
 from vllm_gateway.web.protocol import protocol_factory
+from vllm_gateway.web.records import Records
 from vllm_gateway.web.services import Lifecycle, Services
 from vllm_gateway.web.stall import unread_bytes
 
@@ -85,7 +86,10 @@ class Gateway:
             Room(settings.limits.held_bytes),
             make_store(settings.response_cache, self.shared),
             self.metrics,
-            AccessLog(sys.stdout, level=settings.log_level, as_json=settings.log_format == "json"),
+            Records(
+                self.metrics,
+                AccessLog(sys.stdout, level=settings.log_level, as_json=settings.log_format == "json"),
+            ),
             Lifecycle(),
             make_tracing(settings.tracing),
         )
@@ -139,6 +143,7 @@ class Gateway:
         if self.services.tracing is not None:
             await asyncio.to_thread(self.services.tracing.stop)
         await tasks.stop(self._background)
+        self.services.records.flush()
 
     async def _beat(self) -> None:
         while True:
@@ -152,6 +157,7 @@ class Gateway:
 
     def forget_absent(self, now: float) -> None:
         """Lets go of metrics of models and keys that are gone. What is under way is still about its model."""
+        self.services.records.flush()  # what is told later would come back as a series of its own
         models = self.holder().models.keys() | self.engines.load.by_model.keys() | {UNKNOWN_MODEL}
         self.metrics.forget_absent("model", models, now)
         self.metrics.forget_absent("key", self.keyring.names, now)

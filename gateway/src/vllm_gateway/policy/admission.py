@@ -1,13 +1,12 @@
 """Who may come in: a list of small checks with one signature, the same for every route.
 
 The list is the documentation. The checks run in order, before the body is read, so that what is refused costs
-little; what a check takes is given back when the request ends, in the reverse order.
+little.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,18 +15,20 @@ from cachetools import LRUCache
 from vllm_gateway.errors import GatewayError
 from vllm_gateway.policy.keyring import Keyring
 from vllm_gateway.policy.keys import Caller
-from vllm_gateway.policy.rates import Rates
+from vllm_gateway.policy.rates import Permit, Rates
 from vllm_gateway.routing.table import Table
 
 _VIEWS = 256
 
 
 class Visit(Protocol):
-    """One request on its way in. `caller` is set as soon as it is known; `held` is given back at the end."""
+    """One request on its way in. `caller` is set as soon as it is known; `permit`, if it has one, is given
+    back at its end, however it ends.
+    """
 
     headers: Mapping[bytes, bytes]
     caller: Caller
-    held: ExitStack
+    permit: Permit | None
 
 
 class Views:
@@ -58,7 +59,7 @@ class Admission:
     _views: Views = field(default_factory=Views)
 
     async def admit(self, visit: Visit) -> None:
-        """Lets a request in, inside its `with visit.held`. Raises GatewayError (401, 429)."""
+        """Lets a request in. Raises GatewayError (401, 429)."""
         for check in CHECKS:
             await check(self, visit)
 
@@ -85,7 +86,7 @@ async def identify(admission: Admission, visit: Visit) -> None:
 async def take_permit(admission: Admission, visit: Visit) -> None:
     """429 over the key's requests at once."""
     if visit.caller.limits.concurrency is not None:
-        visit.held.enter_context(admission.rates.permit(visit.caller))
+        visit.permit = admission.rates.permit(visit.caller)
 
 
 async def count(admission: Admission, visit: Visit) -> None:

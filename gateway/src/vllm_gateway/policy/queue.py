@@ -115,7 +115,8 @@ class Queue:
         if ticket.granted:
             ticket.granted = False
             self.in_use -= 1
-            self._advance()
+            if self._waiting:
+                self._advance()
         elif not ticket.settled.done():
             self._waiting.remove(ticket)
             ticket.settled.cancel()

@@ -11,145 +11,111 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import Counter
-from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.aio.storage import RedisStorage, Storage
 from limits.aio.strategies import FixedWindowRateLimiter, RateLimiter, SlidingWindowCounterRateLimiter
-from limits.storage import MemoryStorage
-from limits.strategies import FixedWindowRateLimiter as LocalFixedWindow
-from limits.strategies import RateLimiter as LocalRateLimiter
-from limits.strategies import SlidingWindowCounterRateLimiter as LocalSlidingWindow
-from limits.util import WindowStats
 
 from vllm_gateway.errors import GatewayError
-from vllm_gateway.policy.keys import MAX_KEYS, Caller
+from vllm_gateway.policy.keys import Caller
+from vllm_gateway.policy.minutes import MINUTE, FixedMinute, SlidingMinute
 from vllm_gateway.policy.shared import Shared
 
 if TYPE_CHECKING:
     from redis.asyncio import ConnectionPool
 
 _PREFIX = "vllm-fleet"
-_SWEEP_SECONDS = 5.0
 _ITEMS = 1024
 
 
-class _Memory(MemoryStorage):
-    """limits 5.8 looks through all keys after every hit, in a thread; here that happens once in a while."""
+class Alone(Protocol):
+    """One kind of limit, counted here. `most` is what a key may use in a minute."""
 
-    _next_sweep = 0.0
-
-    def _MemoryStorage__schedule_expiry(self) -> None:  # noqa: N802 - a private name of the pinned library
-        now = time.monotonic()
-        if now >= self._next_sweep:
-            self._next_sweep = now + _SWEEP_SECONDS
-            self._MemoryStorage__expire_events()  # type: ignore[attr-defined]
-
-
-# Its errors need no translation, which limits wraps around each of these calls, twice for a subclass.
-for _name in ("incr", "get"):
-    setattr(_Memory, _name, getattr(MemoryStorage, _name).__wrapped__)
-
-
-class _PerMinute(RateLimitItemPerMinute):
-    """Keeps the keys that it has built: there is one for each API key."""
-
-    __slots__ = ("_keys",)
-
-    def __init__(self, amount: int, kind: str) -> None:
-        super().__init__(amount, namespace=kind)
-        self._keys: dict[str, str] = {}
-
-    def key_for(self, *identifiers: bytes | str | float) -> str:
-        name = str(identifiers[0])
-        key = self._keys.get(name)
-        if key is None:
-            if len(self._keys) >= MAX_KEYS:  # so many names have been in the file, one after another
-                self._keys.clear()
-            key = self._keys[name] = super().key_for(*identifiers)
-        return key
+    def hit(self, name: str, most: int, cost: int = 1) -> bool: ...
+    def test(self, name: str, most: int) -> bool: ...
+    def seconds_left(self, name: str) -> float: ...
 
 
 class _Window:
-    """One kind of limit, counted in the shared store, or here while that is away.
-
-    What is counted here takes no coroutine: limits' asynchronous memory store cost 80 µs a request.
-    """
+    """One kind of limit, counted in the shared store, or here while that is away."""
 
     def __init__(
-        self, alone: type[LocalRateLimiter], kind: type[RateLimiter], storage: Storage | None, shared: Shared
+        self, unit: str, alone: Alone, together: type[RateLimiter], storage: Storage | None, shared: Shared
     ) -> None:
-        self._alone = alone(_Memory())
-        self._together = kind(storage) if storage is not None else None
+        self.unit = unit
+        self.alone = alone
+        self._together = together(storage) if storage is not None else None
         self._shared = shared
+        self._items: dict[int, RateLimitItem] = {}
 
     @property
     def shared(self) -> bool:
         """Whether counting may have to wait for a server."""
         return self._together is not None
 
-    def hit_here(self, item: RateLimitItem, name: str, cost: int = 1) -> bool:
-        return self._alone.hit(item, name, cost=cost)
-
-    async def hit(self, item: RateLimitItem, name: str, cost: int = 1) -> bool:
+    async def hit(self, name: str, most: int, cost: int = 1) -> bool:
         together = self._together
         if together is None:
-            return self._alone.hit(item, name, cost=cost)
+            return self.alone.hit(name, most, cost)
 
         async def alone() -> bool:
-            return self._alone.hit(item, name, cost=cost)
+            return self.alone.hit(name, most, cost)
 
-        return await self._shared.attempt(lambda: together.hit(item, name, cost=cost), alone)
+        return await self._shared.attempt(lambda: together.hit(self._item(most), name, cost=cost), alone)
 
-    async def test(self, item: RateLimitItem, name: str) -> bool:
+    async def test(self, name: str, most: int) -> bool:
         together = self._together
         if together is None:
-            return self._alone.test(item, name)
+            return self.alone.test(name, most)
 
         async def alone() -> bool:
-            return self._alone.test(item, name)
+            return self.alone.test(name, most)
 
-        return await self._shared.attempt(lambda: together.test(item, name), alone)
+        return await self._shared.attempt(lambda: together.test(self._item(most), name), alone)
 
-    async def seconds_left(self, item: RateLimitItem, name: str) -> int:
+    async def seconds_left(self, name: str, most: int) -> int:
         """Until something is free again: at least one, and never more than the window."""
         together = self._together
         if together is None:
-            stats = self._alone.get_window_stats(item, name)
+            left = self.alone.seconds_left(name)
         else:
-
-            async def alone() -> WindowStats:
-                return self._alone.get_window_stats(item, name)
-
-            stats = await self._shared.attempt(lambda: together.get_window_stats(item, name), alone)
+            left = await self._seconds_left_of_all(together, name, most)
         # The whole second after it: at the very moment a sliding window is still full.
-        return max(1, min(math.floor(stats.reset_time - time.time()) + 1, item.get_expiry()))
+        return max(1, min(math.floor(left) + 1, int(MINUTE)))
+
+    async def _seconds_left_of_all(self, together: RateLimiter, name: str, most: int) -> float:
+        async def ask() -> float:
+            return (await together.get_window_stats(self._item(most), name)).reset_time - time.time()
+
+        async def alone() -> float:
+            return self.alone.seconds_left(name)
+
+        return await self._shared.attempt(ask, alone)
+
+    def _item(self, most: int) -> RateLimitItem:
+        item = self._items.get(most)
+        if item is None:
+            if len(self._items) >= _ITEMS:  # so many limits have been in the file of keys, one after another
+                self._items.clear()
+            item = self._items[most] = RateLimitItemPerMinute(most, namespace=self.unit)
+        return item
 
 
 class Permit:
-    """One request of a key, counted while it runs."""
+    """One request of a key, counted until it is given back."""
 
-    __slots__ = ("_active", "_caller")
+    __slots__ = ("_active", "_name")
 
-    def __init__(self, active: Counter[str], caller: Caller) -> None:
-        self._active = active
-        self._caller = caller
+    def __init__(self, active: dict[str, int], name: str) -> None:
+        self._active, self._name = active, name
+        active[name] = active.get(name, 0) + 1
 
-    def __enter__(self) -> None:
-        name, most = self._caller.name, self._caller.limits.concurrency
-        if most is not None and self._active[name] >= most:
-            raise _exceeded(f"The key {name!r} has {most} requests under way, its limit.", 1)
-        self._active[name] += 1
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        name = self._caller.name
-        self._active[name] -= 1
-        if not self._active[name]:
-            del self._active[name]
+    def give_back(self) -> None:
+        if self._active[self._name] > 1:
+            self._active[self._name] -= 1
+        else:
+            del self._active[self._name]
 
 
 class Rates:
@@ -157,37 +123,37 @@ class Rates:
 
     def __init__(self, shared: Shared) -> None:
         storage = shared_storage(shared.pool) if shared.pool is not None else None
-        self._requests = _Window(LocalSlidingWindow, SlidingWindowCounterRateLimiter, storage, shared)
-        self._tokens = _Window(LocalFixedWindow, FixedWindowRateLimiter, storage, shared)
-        self._items: dict[tuple[str, int], RateLimitItem] = {}
-        self._active: Counter[str] = Counter()
+        self._requests = _Window(
+            "requests", SlidingMinute(), SlidingWindowCounterRateLimiter, storage, shared
+        )
+        self._tokens = _Window("tokens", FixedMinute(), FixedWindowRateLimiter, storage, shared)
+        self._active: dict[str, int] = {}
         self._charges: set[asyncio.Task[bool]] = set()
 
     def permit(self, caller: Caller) -> Permit:
-        """One of the key's requests at once, from `with`, which raises a 429, to its end."""
-        return Permit(self._active, caller)
+        """One of the key's requests at once, until it is given back. Raises a 429."""
+        name, most = caller.name, caller.limits.concurrency
+        if most is not None and self._active.get(name, 0) >= most:
+            raise _exceeded(f"The key {name!r} has {most} requests under way, its limit.", 1)
+        return Permit(self._active, name)
 
     async def admit(self, caller: Caller) -> None:
         """Counts a request. Raises a 429. Tokens come first, so that what they refuse costs no request."""
         limits, name = caller.limits, caller.name
-        if limits.tokens_per_minute is not None:
-            item = self._item("tokens", limits.tokens_per_minute)
-            if not await self._tokens.test(item, name):
-                raise _used_up(name, item, await self._tokens.seconds_left(item, name))
-        if limits.requests_per_minute is not None:
-            item = self._item("requests", limits.requests_per_minute)
-            if not await self._requests.hit(item, name):
-                raise _used_up(name, item, await self._requests.seconds_left(item, name))
+        if (most := limits.tokens_per_minute) is not None and not await self._tokens.test(name, most):
+            raise await _used_up(self._tokens, name, most)
+        if (most := limits.requests_per_minute) is not None and not await self._requests.hit(name, most):
+            raise await _used_up(self._requests, name, most)
 
     def charge(self, caller: Caller, tokens: int) -> None:
         """Counts what an answer cost. Not awaited: its caller may have been cancelled, and need not wait."""
-        if caller.limits.tokens_per_minute is None or tokens <= 0:
+        most = caller.limits.tokens_per_minute
+        if most is None or tokens <= 0:
             return
-        item = self._item("tokens", caller.limits.tokens_per_minute)
         if not self._tokens.shared:
-            self._tokens.hit_here(item, caller.name, tokens)
+            self._tokens.alone.hit(caller.name, most, tokens)
             return
-        charge = asyncio.ensure_future(self._tokens.hit(item, caller.name, tokens))
+        charge = asyncio.ensure_future(self._tokens.hit(caller.name, most, tokens))
         self._charges.add(charge)
         charge.add_done_callback(self._charges.discard)
 
@@ -198,15 +164,7 @@ class Rates:
     @property
     def active(self) -> int:
         """Permits that are out."""
-        return self._active.total()
-
-    def _item(self, kind: str, amount: int) -> RateLimitItem:
-        item = self._items.get((kind, amount))
-        if item is None:
-            if len(self._items) >= _ITEMS:  # so many limits have been in the file of keys, one after another
-                self._items.clear()
-            item = self._items[kind, amount] = _PerMinute(amount, kind)
-        return item
+        return sum(self._active.values())
 
 
 def shared_storage(pool: ConnectionPool) -> Storage:
@@ -220,9 +178,9 @@ def shared_storage(pool: ConnectionPool) -> Storage:
     )
 
 
-def _used_up(name: str, item: RateLimitItem, seconds: int) -> GatewayError:
-    text = f"The key {name!r} has used its {item.amount} {item.namespace} a minute."
-    return _exceeded(text, seconds)
+async def _used_up(window: _Window, name: str, most: int) -> GatewayError:
+    text = f"The key {name!r} has used its {most} {window.unit} a minute."
+    return _exceeded(text, await window.seconds_left(name, most))
 
 
 def _exceeded(text: str, seconds: int) -> GatewayError:

@@ -1,14 +1,11 @@
-"""How much is in flight where. Counted by leases, so that a count always comes back."""
+"""How much is in flight where."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
-from vllm_gateway.routing.table import Endpoint, Model
+from vllm_gateway.routing.table import Model
 
 Clock = Callable[[], float]
 
@@ -29,21 +26,17 @@ class Load:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self.by_endpoint: Counter[str] = Counter()
-        self.by_model: Counter[str] = Counter()
+        self.by_endpoint: dict[str, int] = {}
+        self.by_model: dict[str, int] = {}
         self._last_busy: dict[str, float] = {}
         self._known: Mapping[str, _Known] = {}
-
-    def lease(self, model: Model, endpoint: Endpoint) -> Lease:
-        """Counts one request from `with` to its end, however it ends."""
-        return Lease(self, model.key, endpoint.id)
 
     def idle_seconds(self, key: str) -> float:
         """Seconds since the model last had a request; if it has not had one, since it has been in the table:
         a model that was made a minute ago has not been idle for longer, however old this process is.
         """
         known = self._known.get(key)
-        if self.by_model[key] or known is None:
+        if key in self.by_model or known is None:
             return 0.0
         return max(0.0, self._clock() - self._last_busy.get(key, known.since))
 
@@ -59,36 +52,18 @@ class Load:
         self._last_busy = {key: at for key, at in self._last_busy.items() if key in same}
 
     def take(self, model: str, endpoint: str) -> None:
-        self.by_model[model] += 1
-        self.by_endpoint[endpoint] += 1
+        """Counts one request, until `give_back`."""
+        self.by_model[model] = self.by_model.get(model, 0) + 1
+        self.by_endpoint[endpoint] = self.by_endpoint.get(endpoint, 0) + 1
 
     def give_back(self, model: str, endpoint: str) -> None:
         self._last_busy[model] = self._clock()
         for counts, key in ((self.by_model, model), (self.by_endpoint, endpoint)):
-            counts[key] -= 1
-            if counts[key] <= 0:
+            if counts[key] > 1:
+                counts[key] -= 1
+            else:
                 del counts[key]
 
     def snapshot(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
         """Copies of the counts by model and by endpoint, for another thread."""
         return dict(self.by_model), dict(self.by_endpoint)
-
-
-class Lease:
-    """One request's place in the counts."""
-
-    __slots__ = ("_endpoint", "_load", "_model")
-
-    def __init__(self, load: Load, model: str, endpoint: str) -> None:
-        self._load = load
-        self._model = model
-        self._endpoint = endpoint
-
-    def __enter__(self) -> Self:
-        self._load.take(self._model, self._endpoint)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._load.give_back(self._model, self._endpoint)

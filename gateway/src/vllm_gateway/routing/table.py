@@ -31,6 +31,9 @@ class Endpoint:
     key: str | None = field(default=None, repr=False)
     former_key: str | None = field(default=None, repr=False)
 
+    def __hash__(self) -> int:  # of one string, which keeps its own: each request looks for its connections
+        return hash(self.id)
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -77,11 +80,11 @@ class Model:
     adapters: tuple[str, ...] = ()
     granted_adapters: tuple[str, ...] = ()
     adapter: str = ""
+    key: str = field(init=False, repr=False, compare=False)
+    """`<namespace>/<name>`, or the bare name where there are no namespaces (static backends)."""
 
-    @property
-    def key(self) -> str:
-        """`<namespace>/<name>`, or the bare name where there are no namespaces (static backends)."""
-        return f"{self.namespace}/{self.name}" if self.namespace else self.name
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", f"{self.namespace}/{self.name}" if self.namespace else self.name)
 
     @property
     def public_name(self) -> str:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -101,28 +100,33 @@ class Engines:
         """What is in flight where."""
         return self.balancer.load
 
-    @contextlib.asynccontextmanager
-    async def open(self, call: Call, models: Sequence[Model]) -> AsyncIterator[Upstream]:
-        """The first answer that is not worth a retry, with its place in the counts held until the exit.
+    async def open(self, call: Call, models: Sequence[Model]) -> Upstream:
+        """The first answer that is not worth a retry. It has its place in the counts until `close`.
 
         Raises UpstreamFailure where no engine answered, GatewayError (503) where no model has an endpoint.
-        On the way out the connection goes back to the pool if its answer was read, and is closed if not.
         """
         self.budget.deposit()
         tried: list[str] = []
         while True:
             model, endpoint = self._choose(call, models, tried)
             tried.append(endpoint.id)
-            with self.load.lease(model, endpoint):
+            upstream = None
+            self.load.take(model.key, endpoint.id)
+            try:
                 upstream = await self._try(call, models, model, endpoint, tried)
-                if upstream is not None:
-                    try:
-                        yield upstream
-                    finally:
-                        self.client.release(endpoint, upstream.connection)
-                        self.balancer.report(endpoint, upstream.outcome)
-                    return
+            finally:
+                if upstream is None:
+                    self.load.give_back(model.key, endpoint.id)
+            if upstream is not None:
+                return upstream
             self.observer.retry()
+
+    def close(self, upstream: Upstream) -> None:
+        """Gives back what `open` took. The connection goes to the pool if its answer was read."""
+        endpoint = upstream.endpoint
+        self.client.release(endpoint, upstream.connection)
+        self.balancer.report(endpoint, upstream.outcome)
+        self.load.give_back(upstream.model.key, endpoint.id)
 
     def _choose(self, call: Call, models: Sequence[Model], tried: list[str]) -> tuple[Model, Endpoint]:
         fresh = [model for model in models if untried(model, tried)]

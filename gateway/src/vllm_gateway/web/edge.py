@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from vllm_gateway.errors import (
     GatewayError,
@@ -19,12 +18,12 @@ from vllm_gateway.errors import (
     openai_body,
     shutting_down,
 )
-from vllm_gateway.policy.keys import ANONYMOUS
 from vllm_gateway.policy.limits import request_id
 from vllm_gateway.telemetry import REFUSALS
 from vllm_gateway.web.channel import Headers, Message, Receive, Scope, Send, channel_for
 from vllm_gateway.web.cors import CorsPolicy, is_preflight
-from vllm_gateway.web.exchange import CLIENT_CLOSED, Disconnected, Exchange
+from vllm_gateway.web.exchange import Disconnected, Exchange
+from vllm_gateway.web.records import fields_of, status_of
 from vllm_gateway.web.routes import ROUTES
 from vllm_gateway.web.services import CALLER, Services
 
@@ -92,6 +91,8 @@ class Edge:
                 raise  # the server's doing; a caller that left is no error
         finally:
             exchange.body_held.let_go()
+            if exchange.permit is not None:
+                exchange.permit.give_back()
             self._record(exchange)
 
     def _trace(self, exchange: Exchange) -> None:
@@ -106,10 +107,9 @@ class Edge:
         self, exchange: Exchange, handle: Callable[[Services, Exchange], Awaitable[None]]
     ) -> None:
         try:
-            with exchange.held:
-                await exchange.channel.ready()
-                await self._services.admission.admit(exchange)
-                await handle(self._services, exchange)
+            await exchange.channel.ready()
+            await self._services.admission.admit(exchange)
+            await handle(self._services, exchange)
         except asyncio.CancelledError:
             if exchange.channel.gone:
                 raise
@@ -119,10 +119,10 @@ class Edge:
         except GatewayError as error:
             await self._fail(exchange, error)
         except UpstreamFailure as failure:
-            _LOG.warning("engine failed", extra={"fields": _fields(exchange) | {"detail": str(failure)}})
+            _LOG.warning("engine failed", extra={"fields": fields_of(exchange) | {"detail": str(failure)}})
             await self._fail(exchange, from_failure(failure))
         except Exception:  # noqa: BLE001 - the last resort: the caller gets an answer, the log a trace
-            _LOG.exception("request failed", extra={"fields": _fields(exchange)})
+            _LOG.exception("request failed", extra={"fields": fields_of(exchange)})
             await self._fail(exchange, internal_error())
 
     async def _fail(self, exchange: Exchange, error: GatewayError) -> None:
@@ -149,30 +149,22 @@ class Edge:
                 message = {**message, "headers": [*message.get("headers", ()), *common]}
             await send(message)
 
-        with exchange.held:
-            if scope["path"] not in _OPEN:
-                try:
-                    await self._services.admission.admit(exchange)
-                except GatewayError as error:
-                    await self._fail(exchange, error)
-                    return
-            await exchange.channel.close()  # FastAPI answers through `send`
-            await self._api({**scope, CALLER: exchange.caller}, receive, send_with_headers)
+        if scope["path"] not in _OPEN:
+            try:
+                await self._services.admission.admit(exchange)
+            except GatewayError as error:
+                await self._fail(exchange, error)
+                return
+        await exchange.channel.close()  # FastAPI answers through `send`
+        await self._api({**scope, CALLER: exchange.caller}, receive, send_with_headers)
 
     def _record(self, exchange: Exchange) -> None:
-        status = exchange.status or CLIENT_CLOSED
+        exchange.ended_at = asyncio.get_running_loop().time()
         if not exchange.status:
             exchange.outcome = "client_closed"
-        seconds = asyncio.get_running_loop().time() - exchange.started_at
-        metrics = self._services.metrics
-        metrics.requests.labels(exchange.model, exchange.route, str(status)).inc()
-        metrics.duration.labels(exchange.model, exchange.route).observe(seconds)
         if exchange.trace is not None:
-            exchange.trace.end(exchange.route, exchange.model, status, exchange.outcome)
-        fields = _fields(exchange) | {"status": status, "seconds": round(seconds, 4)}
-        if exchange.outcome:
-            fields["outcome"] = exchange.outcome
-        self._services.access_log(fields)
+            exchange.trace.end(exchange.route, exchange.model, status_of(exchange), exchange.outcome)
+        self._services.records.add(exchange)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -189,13 +181,3 @@ class Edge:
 def _not_post(method: str, path: str) -> GatewayError:
     text = f"{path} takes POST, not {method}."
     return GatewayError(405, "method_not_allowed", text, allow=_ALLOWED.decode())
-
-
-def _fields(exchange: Exchange) -> dict[str, Any]:
-    key = {} if exchange.caller is ANONYMOUS else {"key": exchange.caller.name}
-    return key | {
-        "request_id": exchange.request_id,
-        "method": exchange.method,
-        "route": exchange.route,
-        "model": exchange.model,
-    }

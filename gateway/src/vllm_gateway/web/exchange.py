@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from typing import Any
 
 from vllm_gateway.errors import GatewayError
 from vllm_gateway.policy import multipart
 from vllm_gateway.policy.keys import ANONYMOUS
 from vllm_gateway.policy.limits import JSON, body_too_large, body_too_slow, check_declared
+from vllm_gateway.policy.rates import Permit
 from vllm_gateway.policy.room import Held, Room
 from vllm_gateway.settings import RequestLimits
 from vllm_gateway.telemetry import UNKNOWN_MODEL
@@ -30,8 +30,9 @@ class Disconnected(Exception):
 class Exchange:
     """A request with its channel. `status`, `model` and `outcome` are what the metrics and the log say.
 
-    `caller` and `held` are those of `Visit`, `body_held` is what its body, then its answer, takes of the
+    `caller` and `permit` are those of `Visit`, `body_held` is what its body, then its answer, takes of the
     gateway's room; `error_event` is how to end a stream that was begun before an engine answered.
+    `stream_outcome` is empty but for an engine's stream; times are the loop's.
     """
 
     def __init__(
@@ -54,13 +55,17 @@ class Exchange:
         self.channel = channel
         self.model = UNKNOWN_MODEL
         self.caller = ANONYMOUS
-        self.held = ExitStack()
+        self.permit: Permit | None = None
         self.body_held = Held(room)
         self.status = 0
         self.outcome = ""
         self.error_event: Callable[[GatewayError], bytes] | None = None
         self.trace: Trace | None = None
         self.started_at = asyncio.get_running_loop().time()
+        self.first_token_at: float | None = None
+        self.ended_at = self.started_at
+        self.prompt_tokens = self.completion_tokens = 0
+        self.stream_outcome = ""
         self._common = common_headers
         self._receive = receive
         self._error_body = error_body

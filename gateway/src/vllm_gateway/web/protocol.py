@@ -12,11 +12,13 @@ import functools
 import json
 import logging
 import re
+import urllib.parse
 from collections import deque
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import httptools
+from uvicorn._types import HTTPScope
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -70,20 +72,19 @@ class GatewayProtocol(HttpToolsProtocol):
         self.logger, self.access_logger, self.access_log = _LOG, _LOG, False
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        self.ws_protocol_class, self.root_path = None, config.root_path
-        self.asgi_version, self.limit_concurrency = config.asgi_version, config.limit_concurrency
+        self.ws_protocol_class = None
         self.timeout_keep_alive_task = None
         self.timeout_keep_alive = config.timeout_keep_alive
         self.server_state = server_state
         self.connections, self.tasks = server_state.connections, server_state.tasks
-        self.server = self.client = None
+        self.client = None  # nothing wants to know
         self.pipeline = deque()
         self.expect_100_continue = False
         self.cycle = None  # type: ignore[assignment]
         self._limits = limits
         self._write_stall = write_stall
         self._in_head = False
-        self._head_bytes = 0
+        self._head_bytes = self._header_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall: StallWatch | None = None
         self._refusal: GatewayError | None = None
@@ -146,22 +147,30 @@ class GatewayProtocol(HttpToolsProtocol):
             handler = self.timeout_keep_alive_handler
             self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, handler)
 
+    # Not uvicorn's, which builds a scope in four of these: each function less makes a request cheaper, since
+    # the processor has others' code in its caches by then.
+
     def on_message_begin(self) -> None:
-        super().on_message_begin()
+        self.url, self.headers, self.expect_100_continue = b"", [], False
         self._in_head = True
-        self._head_bytes = 0
+        self._head_bytes = self._header_bytes = 0
         if self._head_timer is None:
             self._arm_head_timer()
 
     def on_url(self, url: bytes) -> None:
-        super().on_url(url)
+        self.url += url
         if len(self.url) > self._limits.url_bytes:
             self._refusal = GatewayError(414, "url_too_long", "The URL is too long.")
             raise _Refused
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # a trailer must not pass as a header (RFC 9110, 6.5.1)
-            super().on_header(name, value)
+        if not self._in_head:  # a trailer must not pass as a header (RFC 9110, 6.5.1)
+            return
+        name = name.lower()
+        self.headers.append((name, value))
+        self._header_bytes += len(name) + len(value)
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
 
     def on_body(self, body: bytes) -> None:
         self._head_bytes = 0
@@ -171,15 +180,57 @@ class GatewayProtocol(HttpToolsProtocol):
         self._in_head = False
         self._head_bytes = 0
         self._cancel_head_timer()
-        size = sum([len(name) + len(value) for name, value in self.headers])
-        if size > self._limits.header_bytes or len(self.headers) > self._limits.header_count:
+        if self._header_bytes > self._limits.header_bytes or len(self.headers) > self._limits.header_count:
             self._refusal = _head_too_large(self._limits)
             raise _Refused
         if self.parser.should_upgrade():
             self._refusal = GatewayError(400, "upgrade_not_supported", "Connections are not upgraded here.")
             raise _Refused
-        super().on_headers_complete()
+        self._begin(self.parser.get_http_version())
+
+    def _begin(self, version: str) -> None:
+        """Starts the request, or has it wait until the one before it on the connection is answered."""
+        before: RequestResponseCycle | None = self.cycle
+        self.scope = self._scope_of(version)
+        self.cycle = RequestResponseCycle(
+            self.scope,
+            self.transport,
+            self.flow,
+            self.logger,
+            self.access_logger,
+            self.access_log,
+            self.server_state.default_headers,
+            asyncio.Event(),
+            self.expect_100_continue,
+            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
         self.scope["extensions"] = {EXTENSION: cast("dict[object, object]", Raw(self, self.cycle))}
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
+
+    def _scope_of(self, version: str) -> HTTPScope:
+        """As ASGI has it (https://asgi.readthedocs.io/en/latest/specs/www.html#http-connection-scope)."""
+        parsed = httptools.parse_url(self.url)
+        path = parsed.path.decode("ascii")
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": version,
+            "server": None,
+            "client": None,
+            "scheme": self.scheme or "http",
+            "method": self.parser.get_method().decode("ascii"),
+            "root_path": "",
+            "path": urllib.parse.unquote(path) if "%" in path else path,
+            "raw_path": parsed.path,
+            "query_string": parsed.query or b"",
+            "headers": self.headers,
+            "state": self.app_state.copy(),
+        }
 
     def send_400_response(self, msg: str) -> None:
         """Called by uvicorn wherever the parser, or a callback of it, raises."""

@@ -235,7 +235,7 @@ class WholeBody:
             raise UpstreamFailure("unary_timeout", "the answer was not complete in time") from None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: each request builds one, and freezing costs a call a field
 class RelayResponse:
     """Owns the place, the lease and the upstream connection of one request, in the request's own task.
 
@@ -260,10 +260,13 @@ class RelayResponse:
                 seconds = services.settings.queue.keep_alive
                 await wait_for_place(ticket, self.exchange, begin, seconds, services.metrics)
                 models = services.table().now(models, call.name)
-            async with services.engines.open(call, models) as upstream:
+            upstream = await services.engines.open(call, models)
+            try:
                 request.let_go()
                 self.exchange.body_held.let_go()
                 await self._answer(upstream)
+            finally:
+                services.engines.close(upstream)
 
     async def _answer(self, upstream: Upstream) -> None:
         self.exchange.model = upstream.model.key
@@ -317,7 +320,7 @@ class RelayResponse:
         answer = self.dialect.unary(body, account)
         kind = upstream.head.headers.get(b"content-type", b"application/json")
         self.exchange.respond(upstream.head.status, self._with_cache([(b"content-type", kind)]), answer)
-        self._charge(upstream.model, account.prompt_tokens, account.completion_tokens)
+        self._charge(account.prompt_tokens, account.completion_tokens)
         if self.place is not None and self.place.model == upstream.model.key and upstream.head.status == 200:
             self._keep(kind, answer if len(answer) <= self.place.limit else None)
 
@@ -353,27 +356,23 @@ class RelayResponse:
         if self.place is not None and body is not None:
             self.services.answers.put(self.place.key, Answer(kind, body), self.place.ttl)
 
-    def _charge(self, model: Model, prompt: int, completion: int) -> None:
-        caller = self.exchange.caller
-        if self.exchange.trace is not None:
-            self.exchange.trace.prompt_tokens = prompt
-            self.exchange.trace.completion_tokens = completion
-        self.services.metrics.count_tokens(model.key, caller.name, prompt, completion)
-        self.services.admission.rates.charge(caller, prompt + completion)
+    def _charge(self, prompt: int, completion: int) -> None:
+        exchange = self.exchange
+        exchange.prompt_tokens, exchange.completion_tokens = prompt, completion
+        if exchange.trace is not None:
+            exchange.trace.prompt_tokens = prompt
+            exchange.trace.completion_tokens = completion
+        self.services.admission.rates.charge(exchange.caller, prompt + completion)
 
     def _record_stream(self, upstream: Upstream, stream: Stream, account: Account) -> None:
-        key = upstream.model.key
-        self.exchange.outcome = stream.outcome
-        metrics = self.services.metrics
-        metrics.streams_ended.labels(key, stream.outcome).inc()
-        self._charge(upstream.model, account.prompt_tokens, account.completion_seen)
-        if stream.first_token_at is not None:
-            wait = stream.first_token_at - self.exchange.started_at
-            metrics.first_token.labels(key).observe(wait)
+        self.exchange.outcome = self.exchange.stream_outcome = stream.outcome
+        self.exchange.first_token_at = stream.first_token_at
+        self._charge(account.prompt_tokens, account.completion_seen)
         failed = stream.failure.reason if stream.failure is not None else account.failure
         upstream.outcome = WELL if stream.outcome == WELL else failed
         if failed is not None and failed != "draining":
-            metrics.upstream_error(key, failed)
+            key = upstream.model.key
+            self.services.metrics.upstream_error(key, failed)
             detail = str(stream.failure or account.failure)
             _LOG.warning("stream failed", extra={"fields": {"model": key, "detail": detail}})
 

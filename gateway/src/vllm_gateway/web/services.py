@@ -12,10 +12,11 @@ from vllm_gateway.policy.queue import Queues
 from vllm_gateway.policy.room import Room
 from vllm_gateway.routing.table import Table
 from vllm_gateway.settings import Settings
-from vllm_gateway.telemetry import AccessLog, Metrics
+from vllm_gateway.telemetry import Metrics
 from vllm_gateway.tracing import Tracing
 from vllm_gateway.upstream.attempt import Engines
 from vllm_gateway.web.openai import Fingerprints
+from vllm_gateway.web.records import Records
 
 CALLER = "vllm_gateway.caller"  # where the scope of a FastAPI route has the caller
 
@@ -42,7 +43,7 @@ class Services:
     room: Room
     answers: Store
     metrics: Metrics
-    access_log: AccessLog
+    records: Records
     lifecycle: Lifecycle
     tracing: Tracing | None = None
     fingerprints: Fingerprints = field(default_factory=Fingerprints)
