@@ -22,11 +22,7 @@ from vllm_gateway.settings import Settings
 
 
 class QuietServer(Server):
-    """Leaves the process's signal handlers alone, and sees its end sooner than in a tenth of a second."""
-
-    async def main_loop(self) -> None:
-        await self.on_tick(0)
-        await until(lambda: self.should_exit, 60.0)
+    """Leaves the process's signal handlers alone."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -50,6 +50,7 @@ from vllm_gateway.web.health import Management, health_router, management_server
 from vllm_gateway.web.models import models_router
 from vllm_gateway.web.protocol import protocol_factory
 from vllm_gateway.web.records import Records
+from vllm_gateway.web.resting import RestingServer
 from vllm_gateway.web.services import Lifecycle, Services
 from vllm_gateway.web.stall import unread_bytes
 
@@ -186,7 +187,7 @@ def make_api(services: Services) -> FastAPI:
     return api
 
 
-class Server(uvicorn.Server):
+class Server(RestingServer):
     """uvicorn with a drain: it goes on accepting while load balancers notice, then lets streams finish."""
 
     def __init__(self, gateway: Gateway, *, share_port: bool = False) -> None:

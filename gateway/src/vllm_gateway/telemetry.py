@@ -275,5 +275,6 @@ def configure_logging(level: str, *, as_json: bool) -> None:
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     if hasattr(logging, "logAsyncioTasks"):
         logging.logAsyncioTasks = False  # Python 3.12
-    for name in ("uvicorn", "asyncio"):  # their news are in our words: listening, draining, stopped
+    # Their news are in our words: listening, draining, stopped. The last is asked for its own level.
+    for name in ("uvicorn", "asyncio", "uvicorn.error"):
         logging.getLogger(name).setLevel("WARNING")

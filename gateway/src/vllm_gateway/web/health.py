@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from vllm_gateway.web.channel import Receive, Scope, Send
 from vllm_gateway.web.models import ModelState, states
+from vllm_gateway.web.resting import RestingServer
 from vllm_gateway.web.services import Services
 
 _STUCK_SECONDS = 30.0
@@ -138,4 +139,4 @@ def management_server(app: Callable[[Scope, Receive, Send], Awaitable[None]]) ->
         access_log=False,
         server_header=False,
     )
-    return uvicorn.Server(config)
+    return RestingServer(config)
