@@ -56,8 +56,7 @@ class Balancer:
             )
         most = model.limits.max_in_flight or self.max_in_flight
         counts = self.load.by_endpoint
-        if any(counts.get(end.id, 0) >= most for end in endpoints):
-            endpoints = [end for end in endpoints if counts.get(end.id, 0) < most] or endpoints
+        endpoints = [end for end in endpoints if counts.get(end.id, 0) < most] or endpoints
         return self.strategies[model.routing or self.default](endpoints, counts, hint)
 
     def report(self, endpoint: Endpoint, outcome: str | None) -> None:

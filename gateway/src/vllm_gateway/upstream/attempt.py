@@ -129,7 +129,7 @@ class Engines:
         self.load.give_back(upstream.model.key, endpoint.id)
 
     def _choose(self, call: Call, models: Sequence[Model], tried: list[str]) -> tuple[Model, Endpoint]:
-        fresh = [model for model in models if untried(model, tried)]
+        fresh = [model for model in models if untried(model, tried)] if tried else models
         model = by_weight(fresh or models, call.hint)
         if model is None:
             raise not_ready(call.name, models)
