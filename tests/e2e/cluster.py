@@ -29,7 +29,6 @@ EXAMPLES = ROOT / "k8s" / "examples"
 SYSTEM_NAMESPACE = "vllm-fleet"
 T = TypeVar("T")
 Manifest = dict[str, Any]
-ATTEMPTS = 3
 NOT_REACHED = re.compile(
     r"^(Unable to connect to the server|Error: Kubernetes cluster unreachable): .*"
     r"(net/http: TLS handshake timeout|i/o timeout)$",
@@ -51,13 +50,17 @@ def run(*command: str, stdin: str | None = None, check: bool = True) -> subproce
     kubectl and helm are called again where no connection to the API server came about in the 10 s that they
     wait, as on a machine that stands still for a while: nothing was asked of it yet.
     """
-    for _ in range(ATTEMPTS):
-        done = subprocess.run(command, check=False, input=stdin, capture_output=True, text=True, timeout=600)
-        if not (done.returncode and NOT_REACHED.search(done.stderr)):
-            break
+    done = _run(command, stdin)
+    for _ in range(2):
+        if done.returncode and NOT_REACHED.search(done.stderr):
+            done = _run(command, stdin)
     if check and done.returncode:
         raise AssertionError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
     return done
+
+
+def _run(command: tuple[str, ...], stdin: str | None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, check=False, input=stdin, capture_output=True, text=True, timeout=600)
 
 
 def kubectl(*arguments: str, stdin: str | None = None) -> str:
