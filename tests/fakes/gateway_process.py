@@ -65,8 +65,12 @@ async def answers(port: int, path: str) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def started_process(folder: Path, engine: FakeEngine, **settings: Any) -> AsyncIterator[Process]:
-    """A process group of its own, as a terminal makes one; it may not serve yet."""
+async def started_process(
+    folder: Path, engine: FakeEngine, *, stdout: int | None = None, **settings: Any
+) -> AsyncIterator[Process]:
+    """A process group of its own, as a terminal makes one; it may not serve yet. What it says goes to the
+    log's file, or to the file descriptor `stdout`.
+    """
     ports = OwnPort(), OwnPort()
     port, management = (own.number for own in ports)
     config, log = folder / "gateway.yaml", folder / "gateway.log"
@@ -76,7 +80,8 @@ async def started_process(folder: Path, engine: FakeEngine, **settings: Any) -> 
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "vllm_gateway", "--config-file", str(config), "--vllm-url", engine.url,
-            env={**os.environ, "VLLM_URL": "", "CONFIG_FILE": ""}, stdout=output, start_new_session=True,
+            env={**os.environ, "VLLM_URL": "", "CONFIG_FILE": ""}, stdout=stdout or output,
+            start_new_session=True,
         )  # fmt: skip
     try:
         yield Process(process, port, management, log)
@@ -88,10 +93,10 @@ async def started_process(folder: Path, engine: FakeEngine, **settings: Any) -> 
 
 @contextlib.asynccontextmanager
 async def running_process(
-    folder: Path, engine: FakeEngine, *, ready: str = "/health", **settings: Any
+    folder: Path, engine: FakeEngine, *, ready: str = "/health", stdout: int | None = None, **settings: Any
 ) -> AsyncIterator[Process]:
     """Serves when the block begins: `ready`, if it begins with `:`, is asked on the management port."""
-    async with started_process(folder, engine, **settings) as process:
+    async with started_process(folder, engine, stdout=stdout, **settings) as process:
         asked = process.management if ready.startswith(":") else process.port
         await until(lambda: answers(asked, ready.removeprefix(":")), PYTHON_SECONDS)
         yield process

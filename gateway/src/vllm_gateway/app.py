@@ -25,6 +25,7 @@ from prometheus_client import disable_created_metrics
 from vllm_gateway import __version__, tasks
 from vllm_gateway.discovery.source import Source, TableHolder
 from vllm_gateway.discovery.static import StaticSource
+from vllm_gateway.output import own_thread
 from vllm_gateway.policy.admission import Admission
 from vllm_gateway.policy.cache import make_store
 from vllm_gateway.policy.keyring import Keyring
@@ -38,7 +39,7 @@ from vllm_gateway.routing.load import Load
 from vllm_gateway.routing.pick import strategies
 from vllm_gateway.settings import Settings
 from vllm_gateway.sockets import accept_with_data, bind, notice_dead_peers
-from vllm_gateway.telemetry import UNKNOWN_MODEL, AccessLog, Metrics
+from vllm_gateway.telemetry import UNKNOWN_MODEL, AccessLog, Metrics, Written
 from vllm_gateway.tls import certificate_of
 from vllm_gateway.tracing import make_tracing
 from vllm_gateway.upstream.attempt import Engines
@@ -66,9 +67,9 @@ _GOODBYE_SECONDS = 5.0
 
 
 class Gateway:
-    """Everything of one gateway but its sockets."""
+    """Everything of one gateway but its sockets. `log` is where the access log goes, else standard output."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, log: Written | None = None) -> None:
         timeouts = settings.timeouts
         self.holder = TableHolder()
         self.metrics = Metrics()
@@ -89,7 +90,7 @@ class Gateway:
             self.metrics,
             Records(
                 self.metrics,
-                AccessLog(sys.stdout, level=settings.log_level, as_json=settings.log_format == "json"),
+                AccessLog(log or sys.stdout, level=settings.log_level, as_json=settings.log_format == "json"),
             ),
             Lifecycle(),
             make_tracing(settings.tracing),
@@ -377,13 +378,14 @@ def serve(settings: Settings, management: socket.socket, make_server: Callable[[
     """Serves until a signal, with a management port that is bound already."""
     # Otherwise each counter has a second series, which no dashboard reads.
     disable_created_metrics()  # type: ignore[no-untyped-call]
-    gateway = Gateway(settings)
-    thread = ManagementThread(gateway.services, management)
-    thread.start()
-    # What is there now stays: no collection need look at it again.
-    gc.collect()
-    gc.freeze()
-    try:
-        make_server(gateway).run()
-    finally:
-        thread.stop()
+    with own_thread() as output:
+        gateway = Gateway(settings, output)
+        thread = ManagementThread(gateway.services, management)
+        thread.start()
+        # What is there now stays: no collection need look at it again.
+        gc.collect()
+        gc.freeze()
+        try:
+            make_server(gateway).run()
+        finally:
+            thread.stop()

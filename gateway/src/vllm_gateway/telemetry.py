@@ -13,7 +13,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TextIO
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -245,13 +245,20 @@ class LineFormatter(logging.Formatter):
         return line + (f"\n{trace}" if trace else "")
 
 
+class Written(Protocol):
+    """Where lines go."""
+
+    def write(self, text: str, /) -> object: ...
+    def flush(self) -> None: ...
+
+
 class AccessLog:
     """A line for each request; `on` where the level is `info` or lower.
 
     It does not go through the logging module, whose record costs several times what the line does.
     """
 
-    def __init__(self, stream: TextIO, *, level: str, as_json: bool) -> None:
+    def __init__(self, stream: Written, *, level: str, as_json: bool) -> None:
         self._stream = stream
         self._lines = Lines(as_json=as_json)
         self.on = logging.getLevelNamesMapping()[level.upper()] <= logging.INFO
