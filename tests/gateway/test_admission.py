@@ -231,6 +231,22 @@ async def test_requests_at_once_come_back_however_they_end(gateway: Any, tmp_pat
         await until(lambda: engine.active == 0)
 
 
+async def test_a_refused_request_holds_no_permit_while_its_body_is_awaited(
+    gateway: Any, tmp_path: Path
+) -> None:
+    settings = options(tmp_path, alice=", limits: {concurrency: 1}")
+    async with FakeEngine() as engine, gateway(engine, options=settings) as running:
+        async with await Caller.connect(running.port) as caller:
+            half = {"content-type": "text/plain", "content-length": "1000"}
+            caller.send("/chat", b"x" * 500, headers=ALICE | half)
+            await until(lambda: running.server.server_state.tasks)
+            await until(lambda: not running.permits)
+            assert running.server.server_state.tasks  # it is still under way
+            assert (await ask(running.port, "/chat", {"message": "x"}, headers=ALICE)).status == 200
+            assert (await caller.answer()).status == 415
+        await running.settled()
+
+
 async def test_a_key_stands_in_no_log_line(
     gateway: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -109,6 +109,23 @@ async def test_ctrl_c_does_not_wait_for_load_balancers_and_twice_does_not_wait_a
         await gateway.ended()
 
 
+async def test_what_is_cut_off_by_the_end_is_in_the_log_too(tmp_path: Path) -> None:
+    async with (
+        FakeEngine() as engine,
+        running_process(tmp_path, engine, drainTimeout="30s") as gateway,
+        await Caller.connect(gateway.port) as caller,
+    ):
+        half = {"content-length": "1000", "x-request-id": "half"}
+        caller.send("/v1/chat/completions", b'{"model":', headers=half)
+        assert (await ask(gateway.port, "/v1/chat/completions", CHAT)).body.endswith(DONE)
+        gateway.signal(signal.SIGINT)
+        await refused(gateway.port)
+        gateway.signal(signal.SIGINT)
+        await gateway.ended()
+        (line,) = [line for line in gateway.lines("request") if line["request_id"] == "half"]
+        assert line["outcome"] == "client_closed"
+
+
 async def refused(port: int) -> None:
     async with asyncio.timeout(5):
         while True:

@@ -1,7 +1,8 @@
 """A reader of the log that stops reading.
 
 Proves: streams and requests go on, and the process ends in time; what is over the bound is lost, and counted
-in a line when the reader is back; nothing is lost otherwise, and lines stay whole and in order.
+in a line when the reader is back; nothing is lost otherwise, and lines stay whole and in order, those
+of several processes on one pipe too.
 """
 
 from __future__ import annotations
@@ -98,6 +99,27 @@ def test_what_is_over_the_bound_is_lost_and_counted(pipe: tuple[int, int]) -> No
     assert kept == [line for line in whole if line in kept]
     assert 0 < len(kept) < len(whole)
     assert sum(line["lines"] for line in said) == 1 + len(whole) - len(kept)
+
+
+def test_lines_of_two_processes_on_one_pipe_stay_whole(pipe: tuple[int, int]) -> None:
+    """As those of `--workers` are: many lines are handed over at once, and the reader is behind."""
+    reading, writing = pipe
+    one, other = Output(writing), Output(writing)
+    said = {letter: [f"{number:04d}{letter}" * 60 for number in range(640)] for letter in "ab"}
+    for first in range(0, 640, 64):
+        for output, whole in zip((one, other), said.values(), strict=True):
+            output.write("".join(f"{line}\n" for line in whole[first : first + 64]))
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append(read_all(reading)))
+    reader.start()
+    one.close(30)
+    other.close(30)
+    os.close(writing)
+    reader.join(30)
+    lines = b"".join(got).decode().splitlines()
+    for letter, whole in said.items():
+        assert [line for line in lines if line[4] == letter] == whole
+    assert len(lines) == 2 * 640
 
 
 def test_a_reader_that_is_gone_is_no_error(pipe: tuple[int, int]) -> None:

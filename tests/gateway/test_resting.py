@@ -78,6 +78,16 @@ async def test_answers_are_dated_anew_each_second() -> None:
         await until(another, 10)
 
 
+async def test_to_tell_one_that_has_ended_is_no_error() -> None:
+    """Its own look may have ended it a moment before."""
+    server = RestingServer(uvicorn.Config(app, lifespan="off", ws="none", log_config=None))
+    loop = asyncio.new_event_loop()
+    server._loop, server._told = loop, asyncio.Event()
+    loop.close()
+    server.should_exit = True
+    assert server.should_exit
+
+
 @pytest.mark.usefixtures("seldom")
 async def test_what_comes_makes_it_look_no_sooner() -> None:
     async with serving() as (server, port, _):

@@ -389,3 +389,4 @@ def serve(settings: Settings, management: socket.socket, make_server: Callable[[
             make_server(gateway).run()
         finally:
             thread.stop()
+            gateway.services.records.flush()  # of requests that outlived even the gateway's stop

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import sys
 import threading
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ class Output:
         self._thread.start()
 
     def write(self, text: str) -> None:
-        """Whole lines."""
+        """Whole lines, each with its end."""
         data = text.encode("utf-8", "backslashreplace")
         with self._lock:
             if self._held + len(data) > self._most:
@@ -70,8 +71,12 @@ class Output:
 
 
 def _write_all(number: int, data: bytes) -> None:
+    """Whole lines with each call, so that those of several processes on one pipe are not mixed (pipe(7))."""
     while data:
-        data = data[os.write(number, data) :]
+        end = data.rfind(b"\n", 0, select.PIPE_BUF) + 1 or data.find(b"\n") + 1
+        piece, data = data[:end], data[end:]
+        while piece:
+            piece = piece[os.write(number, piece) :]
 
 
 @contextlib.contextmanager

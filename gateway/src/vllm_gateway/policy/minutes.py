@@ -7,8 +7,10 @@ Through a server limits counts (policy.rates).
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 MINUTE = 60.0
+Clock = Callable[[], float]
 
 
 class SlidingMinute:
@@ -16,7 +18,8 @@ class SlidingMinute:
     it had been even (limits' sliding window counter, which the shared counts are too).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
         self._minute = 0.0
         self._now: dict[str, int] = {}
         self._before: dict[str, int] = {}
@@ -48,7 +51,7 @@ class SlidingMinute:
 
     def _turn(self) -> float:
         """Begins another minute where it is time for it. Returns the seconds until the next one."""
-        minute, past = divmod(time.time(), MINUTE)
+        minute, past = divmod(self._clock(), MINUTE)
         if minute != self._minute:
             self._before = self._now if minute == self._minute + 1 else {}
             self._now, self._minute = {}, minute
@@ -58,13 +61,14 @@ class SlidingMinute:
 class FixedMinute:
     """So many in the minute that begins with the first; the one that goes over is counted whole."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
         self._used: dict[str, tuple[float, int]] = {}  # when its minute ends, what it has used
         self._sweep_at = 0.0
 
     def hit(self, name: str, most: int, cost: int = 1) -> bool:
         """Counts, and says whether that was within the limit."""
-        now = time.time()
+        now = self._clock()
         ends, used = self._used.get(name, (0.0, 0))
         if ends <= now:
             ends, used = now + MINUTE, 0
@@ -75,11 +79,11 @@ class FixedMinute:
     def test(self, name: str, most: int) -> bool:
         """Whether something is left."""
         ends, used = self._used.get(name, (0.0, 0))
-        return used < most or ends <= time.time()
+        return used < most or ends <= self._clock()
 
     def seconds_left(self, name: str) -> float:
         """Until the minute ends."""
-        return max(0.0, self._used.get(name, (0.0, 0))[0] - time.time())
+        return max(0.0, self._used.get(name, (0.0, 0))[0] - self._clock())
 
     def __len__(self) -> int:
         return len(self._used)

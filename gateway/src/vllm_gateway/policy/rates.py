@@ -19,7 +19,7 @@ from limits.aio.strategies import FixedWindowRateLimiter, RateLimiter, SlidingWi
 
 from vllm_gateway.errors import GatewayError
 from vllm_gateway.policy.keys import Caller
-from vllm_gateway.policy.minutes import MINUTE, FixedMinute, SlidingMinute
+from vllm_gateway.policy.minutes import MINUTE, Clock, FixedMinute, SlidingMinute
 from vllm_gateway.policy.shared import Shared
 
 if TYPE_CHECKING:
@@ -121,12 +121,12 @@ class Permit:
 class Rates:
     """The counts of all keys, shared with other gateways where a server is set."""
 
-    def __init__(self, shared: Shared) -> None:
+    def __init__(self, shared: Shared, clock: Clock = time.monotonic) -> None:
         storage = shared_storage(shared.pool) if shared.pool is not None else None
         self._requests = _Window(
-            "requests", SlidingMinute(), SlidingWindowCounterRateLimiter, storage, shared
+            "requests", SlidingMinute(clock), SlidingWindowCounterRateLimiter, storage, shared
         )
-        self._tokens = _Window("tokens", FixedMinute(), FixedWindowRateLimiter, storage, shared)
+        self._tokens = _Window("tokens", FixedMinute(clock), FixedWindowRateLimiter, storage, shared)
         self._active: dict[str, int] = {}
         self._charges: set[asyncio.Task[bool]] = set()
 

@@ -1,4 +1,4 @@
-"""One request to an engine: choose, lease, send, and try elsewhere while nothing has been answered."""
+"""One request to an engine: choose, count, send, and try elsewhere while nothing has been answered."""
 
 from __future__ import annotations
 
@@ -124,9 +124,9 @@ class Engines:
     def close(self, upstream: Upstream) -> None:
         """Gives back what `open` took. The connection goes to the pool if its answer was read."""
         endpoint = upstream.endpoint
+        self.load.give_back(upstream.model.key, endpoint.id)
         self.client.release(endpoint, upstream.connection)
         self.balancer.report(endpoint, upstream.outcome)
-        self.load.give_back(upstream.model.key, endpoint.id)
 
     def _choose(self, call: Call, models: Sequence[Model], tried: list[str]) -> tuple[Model, Endpoint]:
         fresh = [model for model in models if untried(model, tried)] if tried else models

@@ -91,8 +91,7 @@ class Edge:
                 raise  # the server's doing; a caller that left is no error
         finally:
             exchange.body_held.let_go()
-            if exchange.permit is not None:
-                exchange.permit.give_back()
+            exchange.let_go()
             self._record(exchange)
 
     def _trace(self, exchange: Exchange) -> None:
@@ -126,6 +125,7 @@ class Edge:
             await self._fail(exchange, internal_error())
 
     async def _fail(self, exchange: Exchange, error: GatewayError) -> None:
+        exchange.let_go()  # now: what is left of a refused request's body is waited for
         if exchange.channel.finished:
             return  # the caller has its answer, and keeps it
         self._services.metrics.refused(error.code)

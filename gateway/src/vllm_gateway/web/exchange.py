@@ -71,6 +71,12 @@ class Exchange:
         self._error_body = error_body
         self._unread = True
 
+    def let_go(self) -> None:
+        """Gives back what it holds of the key's limits; safe to call twice."""
+        if self.permit is not None:
+            self.permit.give_back()
+            self.permit = None
+
     async def body(self, limits: RequestLimits) -> bytes:
         """The request's body, which is JSON. Raises GatewayError (408, 413, 415) or Disconnected."""
         return await self._body(limits, limits.body_bytes, JSON)

@@ -38,13 +38,15 @@ class Ended:
 
 
 class Records:
-    """The finished requests of the last moment. `flush` tells of them at once, as the process's end must."""
+    """The finished requests of the last moment. `flush` tells of them at once, as the process's end must;
+    it needs no loop any more.
+    """
 
     def __init__(self, metrics: Metrics, access_log: AccessLog) -> None:
         self._metrics = metrics
         self._access_log = access_log
         self._ended: list[Ended] = []
-        self._timer: asyncio.TimerHandle | None = None
+        self._armed = False
 
     def add(self, exchange: Exchange) -> None:
         self._ended.append(
@@ -62,20 +64,22 @@ class Records:
                 fields_of(exchange) | {"outcome": exchange.outcome},
             )
         )
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_DELAY, self.flush)
+        if not self._armed:
+            self._armed = True
+            asyncio.get_running_loop().call_later(_DELAY, self._in_time)
         elif len(self._ended) >= _MOST:
             self.flush()
 
+    def _in_time(self) -> None:
+        self._armed = False
+        self.flush()
+
     def flush(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         ended, self._ended = self._ended, []
         for each in ended:
             self._count(each)
         if self._access_log.on:
-            self._access_log.write(_lines(ended, time.time() - asyncio.get_running_loop().time()))
+            self._access_log.write(_lines(ended, time.time() - time.monotonic()))
 
     def _count(self, ended: Ended) -> None:
         metrics, model = self._metrics, ended.model
@@ -105,7 +109,7 @@ def fields_of(exchange: Exchange) -> dict[str, Any]:
 
 
 def _lines(requests: list[Ended], epoch: float) -> Iterator[tuple[float, dict[str, Any]]]:
-    """`epoch` is when the loop's clock was at 0."""
+    """`epoch` is when the monotonic clock, which is the loop's, was at 0."""
     for ended in requests:
         ended.fields["status"] = ended.status
         ended.fields["seconds"] = round(ended.ended_at - ended.started_at, 4)

@@ -237,7 +237,7 @@ class WholeBody:
 
 @dataclass(slots=True)  # not frozen: each request builds one, and freezing costs a call a field
 class RelayResponse:
-    """Owns the place, the lease and the upstream connection of one request, in the request's own task.
+    """Owns the place and the upstream connection of one request, with its count, in the request's own task.
 
     No background task and no dependency releases anything: leaving `run`, however that happens, does.
     `place` is where the answer is kept, if it is.

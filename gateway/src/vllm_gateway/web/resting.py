@@ -28,9 +28,10 @@ class RestingServer(uvicorn.Server):
 
     @should_exit.setter
     def should_exit(self, value: bool) -> None:
-        self._exit = value
-        if value and self._told is not None:
-            self._loop.call_soon_threadsafe(self._told.set)
+        self._exit, told = value, self._told
+        if value and told is not None:
+            with contextlib.suppress(RuntimeError):  # it has ended already
+                self._loop.call_soon_threadsafe(told.set)
 
     async def main_loop(self) -> None:
         self._loop, self._told = asyncio.get_running_loop(), asyncio.Event()
