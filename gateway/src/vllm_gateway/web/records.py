@@ -1,7 +1,7 @@
 """What is counted and logged of finished requests: a moment after they ended, those of the moment together.
 
-One by one, between the events of others, it was a tenth of what a request cost: its code and its counts were
-in no cache of the processor any more (docs/benchmarks.md).
+One by one, between the events of others, it was more than a tenth of what a request cost: its code and its
+counts were in no cache of the processor any more (docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Records:
         ended, self._ended = self._ended, []
         for each in ended:
             self._count(each)
-        if self._access_log.on:
+        if ended and self._access_log.on:
             self._access_log.write(_lines(ended, time.time() - time.monotonic()))
 
     def _count(self, ended: Ended) -> None:
