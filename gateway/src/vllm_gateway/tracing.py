@@ -34,23 +34,23 @@ _Value = str | int | float
 
 
 class Trace:
-    """One request's span. `prompt_tokens` and `completion_tokens` are what its answer is charged."""
+    """One request's span."""
 
-    __slots__ = ("_span", "completion_tokens", "headers", "prompt_tokens")
+    __slots__ = ("_span", "headers")
 
     def __init__(self, span: Span, headers: Headers) -> None:
         self._span = span
         self.headers = headers
-        self.prompt_tokens = 0
-        self.completion_tokens = 0
 
-    def end(self, route: str, model: str, status: int, outcome: str) -> None:
-        """`outcome` is an error's code or how a stream ended; empty or `complete` where all went well."""
+    def end(self, route: str, model: str, status: int, outcome: str, tokens: tuple[int, int]) -> None:
+        """`outcome` is an error's code or how a stream ended; empty or `complete` where all went well.
+        `tokens` are what the answer is charged: of the prompt, and of the completion.
+        """
         failed = status >= 500 or (outcome not in ("", "complete") and status == 200)
         found: dict[str, _Value] = {
             "gen_ai.request.model": model,
-            "gen_ai.usage.input_tokens": self.prompt_tokens,
-            "gen_ai.usage.output_tokens": self.completion_tokens,
+            "gen_ai.usage.input_tokens": tokens[0],
+            "gen_ai.usage.output_tokens": tokens[1],
             "http.response.status_code": status,
         }
         if outcome and outcome != "complete":

@@ -1,6 +1,6 @@
 """What keys have used in a minute, counted in this process.
 
-limits' memory store does the same in some ten times the steps, and looks through all keys after every hit.
+limits' memory store does the same in some five times the steps, and looks through all keys after every hit.
 Through a server limits counts (policy.rates).
 """
 
@@ -26,17 +26,14 @@ class SlidingMinute:
 
     def hit(self, name: str, most: int, cost: int = 1) -> bool:
         """Counts, if there is room for it."""
-        left = self._turn()
-        used = self._before.get(name, 0) * left / MINUTE + self._now.get(name, 0)
-        if int(used) + cost > most:
+        if self._used(name) + cost > most:
             return False
         self._now[name] = self._now.get(name, 0) + cost
         return True
 
     def test(self, name: str, most: int) -> bool:
         """Whether there is room for one."""
-        left = self._turn()
-        return int(self._before.get(name, 0) * left / MINUTE + self._now.get(name, 0)) < most
+        return self._used(name) < most
 
     def seconds_left(self, name: str) -> float:
         """Until something is free again."""
@@ -48,6 +45,10 @@ class SlidingMinute:
 
     def __len__(self) -> int:
         return len(self._now | self._before)
+
+    def _used(self, name: str) -> int:
+        left = self._turn()
+        return int(self._before.get(name, 0) * left / MINUTE + self._now.get(name, 0))
 
     def _turn(self) -> float:
         """Begins another minute where it is time for it. Returns the seconds until the next one."""

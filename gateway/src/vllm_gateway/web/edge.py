@@ -163,7 +163,8 @@ class Edge:
         if not exchange.status:
             exchange.outcome = "client_closed"
         if exchange.trace is not None:
-            exchange.trace.end(exchange.route, exchange.model, status_of(exchange), exchange.outcome)
+            tokens = exchange.prompt_tokens, exchange.completion_tokens
+            exchange.trace.end(exchange.route, exchange.model, status_of(exchange), exchange.outcome, tokens)
         self._services.records.add(exchange)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:

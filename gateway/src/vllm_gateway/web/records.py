@@ -34,6 +34,7 @@ class Ended:
     caller: str
     prompt_tokens: int
     completion_tokens: int
+    outcome: str
     fields: dict[str, Any]
 
 
@@ -53,7 +54,7 @@ class Records:
             Ended(
                 exchange.model,
                 exchange.route,
-                exchange.status or CLIENT_CLOSED,
+                status_of(exchange),
                 exchange.started_at,
                 exchange.ended_at,
                 exchange.first_token_at,
@@ -61,7 +62,8 @@ class Records:
                 exchange.caller.name,
                 exchange.prompt_tokens,
                 exchange.completion_tokens,
-                fields_of(exchange) | {"outcome": exchange.outcome},
+                exchange.outcome,
+                fields_of(exchange),
             )
         )
         if not self._armed:
@@ -111,8 +113,6 @@ def fields_of(exchange: Exchange) -> dict[str, Any]:
 def _lines(requests: list[Ended], epoch: float) -> Iterator[tuple[float, dict[str, Any]]]:
     """`epoch` is when the monotonic clock, which is the loop's, was at 0."""
     for ended in requests:
-        ended.fields["status"] = ended.status
-        ended.fields["seconds"] = round(ended.ended_at - ended.started_at, 4)
-        if outcome := ended.fields.pop("outcome"):
-            ended.fields["outcome"] = outcome
-        yield epoch + ended.ended_at, ended.fields
+        seconds = round(ended.ended_at - ended.started_at, 4)
+        outcome = {"outcome": ended.outcome} if ended.outcome else {}
+        yield epoch + ended.ended_at, ended.fields | {"status": ended.status, "seconds": seconds} | outcome

@@ -359,9 +359,6 @@ class RelayResponse:
     def _charge(self, prompt: int, completion: int) -> None:
         exchange = self.exchange
         exchange.prompt_tokens, exchange.completion_tokens = prompt, completion
-        if exchange.trace is not None:
-            exchange.trace.prompt_tokens = prompt
-            exchange.trace.completion_tokens = completion
         self.services.admission.rates.charge(exchange.caller, prompt + completion)
 
     def _record_stream(self, upstream: Upstream, stream: Stream, account: Account) -> None:

@@ -12,7 +12,7 @@ import contextlib
 import uvicorn
 
 _TICK_SECONDS = 1.0
-_TICKS = 10  # of uvicorn's in one of ours: it renews the date that answers carry at each tenth
+_DATES = 0  # the number of a tick, of uvicorn's ten a second, that renews the date which answers carry
 
 
 class RestingServer(uvicorn.Server):
@@ -35,9 +35,7 @@ class RestingServer(uvicorn.Server):
 
     async def main_loop(self) -> None:
         self._loop, self._told = asyncio.get_running_loop(), asyncio.Event()
-        ticks = 0
-        while not await self.on_tick(ticks):
-            ticks += _TICKS
+        while not await self.on_tick(_DATES):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_TICK_SECONDS):
                     await self._told.wait()
