@@ -12,7 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,22 +153,25 @@ def start_router(stack: ExitStack, upstream: int) -> list[Target]:
     return [Target("vllm-router", running.pid, port)]
 
 
-def start_gateway(stack: ExitStack, upstream: int, python: str) -> list[Target]:
+def start_gateway(
+    stack: ExitStack, upstream: int, python: str, under: Sequence[str] = (), seconds: float = 15.0
+) -> list[Target]:
     """This gateway with keys, every limit, metrics, token accounting and its access log, to a file.
 
-    `python` may be another build of the same version: it gets this one's packages.
+    `python` may be another build of the same version: it gets this one's packages. `under` is a command that
+    runs it, and may take `seconds` for that.
     """
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     port, management = free_port(), free_port()
     keys, config = folder / "keys.yaml", folder / "gateway.yaml"
     keys.write_text(_GATEWAY_KEYS)
     config.write_text(_GATEWAY_CONFIG.format(port=port, management=management, upstream=upstream, keys=keys))
-    command = (python, "-m", "vllm_gateway", "--config-file", config)
+    command: tuple[str | Path, ...] = (*under, python, "-m", "vllm_gateway", "--config-file", config)
     packages = [path for path in sys.path[1:] if not path.startswith(sys.base_prefix)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(packages)}
     running = stack.enter_context(process(*command, log=folder / "access.log", environment=environment))
-    _wait_for_port(port, 15)
-    _wait_until(lambda: _health(port) == "ok", 10, "the gateway does not see the source")
+    _wait_for_port(port, seconds)
+    _wait_until(lambda: _health(port) == "ok", seconds, "the gateway does not see the source")
     return [
         Target("gateway /v1", running.pid, port),
         Target("gateway /chat/stream", running.pid, port, "/chat/stream", "/chat"),
