@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import pytest
 import uvloop
 from engine import FakeEngine
 from http_caller import until
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from vllm_gateway.app import Gateway, Server
 from vllm_gateway.settings import Settings
@@ -27,6 +29,18 @@ class QuietServer(Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+class PlainServer(QuietServer):
+    """With uvicorn's own protocol, which knows nothing but ASGI."""
+
+    def make_protocol(self) -> Callable[[], asyncio.Protocol]:
+        return functools.partial(
+            HttpToolsProtocol,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
 
 
 @dataclass
@@ -71,9 +85,7 @@ async def serve(
         "drainTimeout": "0s",
     }
     gateway = Gateway(Settings.model_validate(document | (options or {})))
-    server = QuietServer(gateway)
-    if not raw:
-        server.config.http = "httptools"
+    server = (QuietServer if raw else PlainServer)(gateway)
     task = asyncio.create_task(server.serve())
     try:
         await until(lambda: server.started or task.done())

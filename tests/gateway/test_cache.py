@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 from valkey_server import Valkey, valkey
 
 from vllm_gateway.policy.cache import Answer, MemoryStore, Recorder, SharedStore, cache_key
@@ -37,7 +38,7 @@ def key(
     document: object, model: str = "ns/m", route: str = CHAT, caller: Caller = ANONYMOUS, **settings: str
 ) -> str | None:
     body = document if isinstance(document, bytes) else json.dumps(document).encode()
-    return cache_key(model, route, body, caller, CacheSettings.model_validate(settings))
+    return cache_key(model, route, body, caller, TypeAdapter(CacheSettings).validate_python(settings))
 
 
 @pytest.mark.parametrize(

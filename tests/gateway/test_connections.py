@@ -4,12 +4,15 @@ Proves: pipelined requests are answered in order and never into each other; HTTP
 HEAD gets no body; `connection: close` is honoured; a task that is cancelled writes no second head; a caller
 that pipelined and then left frees its engine; an offer of h2c does no harm; bytes that are no
 request end the one before them with a 400, once, and its engine is freed; an idle
-connection is closed after its time and no sooner, whatever came on it that is no request.
+connection is closed after its time and no sooner, whatever came on it that is no request; a target in another
+form leads to the same route; what follows a connection's last request does not touch its answer; a connection
+that has ended is gone without the garbage collector.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from typing import Any
 
@@ -17,6 +20,9 @@ import engine as fake
 import pytest
 from engine import DONE, ROLE, FakeEngine, Reply, chat_events, event, token
 from http_caller import Caller, ask, get, until
+
+from vllm_gateway.web.protocol import GatewayProtocol
+from vllm_gateway.web.turn import Turn
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
 UNARY = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -177,10 +183,11 @@ async def test_a_caller_with_a_keep_alive_connection_can_come_back_after_an_erro
 
 
 async def test_ipv6_is_written_with_brackets(raw_gateway: Any) -> None:
+    from vllm_gateway.routing.pick import Hint
     from vllm_gateway.routing.table import Endpoint
     from vllm_gateway.upstream.attempt import Call, request_bytes
 
-    call = Call("m", "/x", lambda _: b"", {}, "id", lambda _: 1.0, "t")
+    call = Call("m", "/x", lambda _: b"", {}, "id", 1.0, first_token=False, hint=Hint())
     assert b"host: [fd00::1]:8000\r\n" in request_bytes(call, Endpoint("u", "fd00::1", 8000), b"", None)
 
 
@@ -222,7 +229,7 @@ async def test_a_connection_that_a_slow_caller_paused_is_read_again(raw_gateway:
                 await slow.answer()
             await running.settled()
             idle = [entry for found in running.gateway.client._idle.values() for entry in found]
-            assert not [entry for entry in idle if entry.connection._paused]
+            assert not [entry for entry in idle if entry._paused]
 
 
 @pytest.mark.parametrize("expect", ["", "100-continue"])
@@ -293,3 +300,47 @@ async def test_a_keep_alive_of_less_than_a_second_is_not_none(raw_gateway: Any) 
             caller.send("/v1/chat/completions", UNARY)
             assert (await caller.answer()).status == 200
             await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions?beta=true", "http://t/v1/chat/completions"])
+async def test_a_target_in_another_form_leads_to_the_same_route(gateway: Any, path: str) -> None:
+    async with FakeEngine() as engine, gateway(engine) as running:
+        assert (await ask(running.port, path, CHAT)).body == WHOLE
+        await running.settled()
+        labels = {"model": "m", "route": "/v1/chat/completions", "code": "200"}
+        assert running.metric("requests_total", **labels) == 1
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/health"])
+async def test_what_follows_the_last_request_does_not_touch_its_answer(gateway: Any, path: str) -> None:
+    async with (
+        FakeEngine(fake.stream(delay=0.02)) as engine,
+        gateway(engine) as running,
+        await Caller.connect(running.port) as caller,
+    ):
+        method = "GET" if path == "/health" else "POST"
+        caller.send(path, CHAT, method=method, headers={"connection": "close"})
+        caller.raw(b"\r\nGET /health HTTP/1.1\r\n\r\n")
+        assert (await caller.answer()).status == 200
+        assert await asyncio.wait_for(caller.reader.read(), 2) == b""
+
+
+async def test_a_connection_that_has_ended_is_gone_without_the_garbage_collector(raw_gateway: Any) -> None:
+    def connections() -> int:
+        return sum(isinstance(found, GatewayProtocol | Turn) for found in gc.get_objects())
+
+    async with FakeEngine() as engine, raw_gateway(engine) as running:
+        await ask(running.port, "/v1/chat/completions", CHAT)
+        gc.collect()
+        gc.disable()
+        try:
+            for path, body in (("/v1/chat/completions", CHAT), ("/chat", {"message": "x"}), ("/chat", {})):
+                await ask(running.port, path, body)
+            await get(running.port, "/health")
+            async with await Caller.connect(running.port) as caller:
+                caller.send("/v1/chat/completions", CHAT)
+                caller.reset()
+            await running.settled()
+            await until(lambda: not connections())
+        finally:
+            gc.enable()

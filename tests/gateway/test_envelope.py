@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_gateway.errors import GatewayError
-from vllm_gateway.policy.envelope import decode, find, prepend, splice
+from vllm_gateway.policy.envelope import Span, decode, find, prepend, splice
 
 KEYS = frozenset({"model", "stream", "stream_options"})
 JSON = st.recursive(
@@ -29,8 +29,19 @@ OBJECTS = st.dictionaries(
 SPACES = st.sampled_from(["", " ", "\n", "\t\r\n "])
 
 
+LARGE = b" " * 16 * 1024  # a body with this is walked over
+
+
+def outcome(body: bytes) -> dict[str, Span] | str:
+    try:
+        return find(body, KEYS, max_depth=10, max_items=100_000)
+    except GatewayError as error:
+        return error.code
+
+
 def found(body: bytes) -> dict[str, Any]:
     spans = find(body, KEYS, max_depth=100, max_items=10_000)
+    assert find(body + LARGE, KEYS, max_depth=100, max_items=10_000) == spans
     return {key: decode(body, span, key) for key, span in spans.items()}
 
 
@@ -66,6 +77,7 @@ def test_a_splice_changes_one_value_and_nothing_else(document: dict[str, Any], v
     ).map(b"".join)
 )
 def test_no_bytes_raise_anything_but_a_400(body: bytes) -> None:
+    assert outcome(body) == outcome(body + LARGE)
     try:
         document = json.loads(body)
     except ValueError:

@@ -175,13 +175,13 @@ async def test_e07_a_reused_connection_that_the_engine_just_closed_is_no_failure
 
 async def test_e07_the_race_itself_request_sent_as_the_engine_closes(gateway: Any) -> None:
     """The engine reads the second request of a connection, then closes without a byte."""
-    served: set[int] = set()
+    served: set[asyncio.StreamWriter] = set()
 
     async def script(reply: fake.Reply) -> None:
-        if id(reply.writer) in served:
+        if reply.writer in served:
             reply.close()
             return
-        served.add(id(reply.writer))
+        served.add(reply.writer)
         await fake.stream()(reply)
 
     async with FakeEngine(script) as engine, gateway(engine) as running:

@@ -122,7 +122,7 @@ HEADS: dict[str, tuple[bytes, type[Any], bool]] = {
 @pytest.mark.parametrize(("raw", "body", "keep_alive"), HEADS.values(), ids=HEADS.keys())
 def test_a_head_says_how_its_body_is_framed(raw: bytes, body: type[Any], keep_alive: bool) -> None:
     head = parse_head(raw)
-    assert isinstance(head.body, body)
+    assert isinstance(head.framing(), body)
     assert head.keep_alive is keep_alive
 
 

@@ -22,12 +22,14 @@ import engine as fake
 import pytest
 from engine import ROLE, FakeEngine, token
 from http_caller import Caller, ask, get
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vllm_gateway.app import Gateway, ManagementThread
 from vllm_gateway.routing.table import Endpoint, Model, Table
 from vllm_gateway.settings import Settings
 from vllm_gateway.sockets import bind, port_of
-from vllm_gateway.telemetry import KEPT_SECONDS, AccessLog, Gaps
+from vllm_gateway.telemetry import GAP_BOUNDS, KEPT_SECONDS, AccessLog, Gaps
 from vllm_gateway.web.health import Management, load_report
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
@@ -231,6 +233,18 @@ def test_gaps_are_a_histogram() -> None:
     gaps.after(0.02, 0)  # a piece of an event, or one that ends with CRLF
     assert dict(gaps.buckets())["0.001"] == 3
     assert dict(gaps.buckets())["+Inf"] == 6
+
+
+@given(st.lists(st.one_of(st.sampled_from(GAP_BOUNDS), st.floats(0, 100)), max_size=60))
+def test_gaps_counted_together_are_those_counted_one_by_one(seconds: list[float]) -> None:
+    together, alone = Gaps(), Gaps()
+    for gap in seconds:
+        together.add(gap)
+        alone.observe(gap)
+    assert together.settle() == len(seconds)
+    assert together.settle() == 0
+    assert together.counts == alone.counts
+    assert together.total == pytest.approx(alone.total)
 
 
 async def test_the_access_log_has_one_line_a_request_and_no_secrets(

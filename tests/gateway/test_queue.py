@@ -24,6 +24,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from pydantic import TypeAdapter
 from virtual_loop import VirtualLoop
 
 from vllm_gateway.errors import GatewayError
@@ -46,7 +47,7 @@ def stalled() -> Model:
 
 
 def defaults(**values: object) -> QueueSettings:
-    return QueueSettings.model_validate(
+    return TypeAdapter(QueueSettings).validate_python(
         {"maxInFlight": 2, "maxQueue": 3, "queueTimeout": "10s", "coldStartTimeout": "100s"} | values
     )
 

@@ -86,15 +86,19 @@ def store(request: pytest.FixtureRequest) -> Valkey | None:
 def caller(
     name: str, requests: int | None = None, tokens: int | None = None, at_once: int | None = None
 ) -> Caller:
-    limits = KeyLimits.model_validate(
-        {"requestsPerMinute": requests, "tokensPerMinute": tokens, "concurrency": at_once}
-    )
+    limits = KeyLimits(requests_per_minute=requests, tokens_per_minute=tokens, concurrency=at_once)
     return Caller(name, limits=limits)
+
+
+async def admit(rates: Rates, who: Caller) -> None:
+    waiting = rates.admit(who)
+    if waiting is not None:
+        await waiting
 
 
 async def refused(rates: Rates, who: Caller) -> GatewayError:
     with pytest.raises(GatewayError) as caught:
-        await rates.admit(who)
+        await admit(rates, who)
     assert (caught.value.status, caught.value.code) == (429, "rate_limit_exceeded")
     return caught.value
 
@@ -108,24 +112,24 @@ async def test_requests_a_minute(store: Valkey | None) -> None:
     async with rates_at(store) as rates:
         alice, bob = caller("r-alice", requests=3), caller("r-bob", requests=1)
         for _ in range(3):
-            await rates.admit(alice)
+            await admit(rates, alice)
         error = await refused(rates, alice)
         assert 1 <= (error.retry_after or 0) <= 60
         assert "3 requests a minute" in error.message
-        await rates.admit(bob)
+        await admit(rates, bob)
 
 
 async def test_retry_after_is_when_a_request_is_free_again(wall: Wall) -> None:
     async with rates_at(None) as rates:
         who = caller("w-alice", requests=6)
         for _ in range(6):
-            await rates.admit(who)
+            await admit(rates, who)
         waits: list[int] = []
         for _ in range(3):  # the window slides: one after the other
             error = await refused(rates, who)
             waits.append(error.retry_after or 0)
             wall.now += waits[-1]
-            await rates.admit(who)
+            await admit(rates, who)
         assert waits[0] == 31  # the next minute begins in 30 s
         assert max(waits[1:]) <= 11  # a sixth of a minute
 
@@ -133,9 +137,9 @@ async def test_retry_after_is_when_a_request_is_free_again(wall: Wall) -> None:
 async def test_tokens_a_minute(store: Valkey | None) -> None:
     async with rates_at(store) as rates:
         who = caller("t-alice", requests=100, tokens=1000)
-        await rates.admit(who)
+        await admit(rates, who)
         await charge(rates, who, 999)
-        await rates.admit(who)
+        await admit(rates, who)
         await charge(rates, who, 5000)
         error = await refused(rates, who)
         assert 50 <= (error.retry_after or 0) <= 60
@@ -152,7 +156,7 @@ async def test_tokens_are_free_again_after_the_window(wall: Wall) -> None:
         wall.now += 59
         await refused(rates, who)
         wall.now += 1
-        await rates.admit(who)
+        await admit(rates, who)
 
 
 async def test_what_is_refused_for_tokens_costs_no_request(store: Valkey | None) -> None:
@@ -162,15 +166,15 @@ async def test_what_is_refused_for_tokens_costs_no_request(store: Valkey | None)
         for _ in range(5):
             assert "tokens" in (await refused(rates, who)).message
         only_requests = caller("c-alice", requests=2)
-        await rates.admit(only_requests)
-        await rates.admit(only_requests)
+        await admit(rates, only_requests)
+        await admit(rates, only_requests)
 
 
 async def test_keys_without_limits_are_not_counted(server: Valkey) -> None:
     async with rates_at(server) as rates:
         server.stop()
         try:
-            await rates.admit(caller("free"))
+            await admit(rates, caller("free"))
             rates.charge(caller("free"), 100)
             assert not rates._charges
         finally:
@@ -180,15 +184,16 @@ async def test_keys_without_limits_are_not_counted(server: Valkey) -> None:
 async def test_two_gateways_share_their_counts(server: Valkey) -> None:
     async with rates_at(server) as one, rates_at(server) as two:
         who = caller("s-alice", requests=2, tokens=100)
-        await one.admit(who)
-        await two.admit(who)
+        await admit(one, who)
+        await admit(two, who)
         assert "requests" in (await refused(one, who)).message
         await charge(two, who, 100)
         assert "tokens" in (await refused(one, who)).message
 
 
 def is_away(rates: Rates) -> bool:
-    return rates._requests._shared.away
+    assert rates._together is not None
+    return rates._together[0]._shared.away
 
 
 async def test_a_valkey_that_goes_away_and_comes_back(
@@ -197,20 +202,20 @@ async def test_a_valkey_that_goes_away_and_comes_back(
     clock = Clock()
     async with rates_at(server, clock=clock) as rates:
         who = caller("o-alice", requests=2)
-        await rates.admit(who)
+        await admit(rates, who)
         server.stop()
         try:
             for _ in range(2):
-                await rates.admit(who)
+                await admit(rates, who)
             await refused(rates, who)  # by the count of its own
             assert len(caplog.records) == 1, "asked again although it is known to be away"
             assert is_away(rates)
         finally:
             server.start()
         clock.now += 6
-        await rates.admit(who)  # the new server has counted nothing
+        await admit(rates, who)  # the new server has counted nothing
         assert not is_away(rates)
-        await rates.admit(who)
+        await admit(rates, who)
         await refused(rates, who)
 
 
@@ -221,7 +226,7 @@ async def test_a_password_from_a_file(tmp_path: Path) -> None:
             url=server.url.replace("redis", "valkey"), password_file=str(tmp_path / "password")
         )
         shared = Shared(redis_settings)
-        await Rates(shared).admit(caller("p-alice", requests=2))
+        await admit(Rates(shared), caller("p-alice", requests=2))
         await shared.close()
         assert shared.failures == 0
 
@@ -233,15 +238,15 @@ async def test_a_password_that_was_rotated_is_taken_up(tmp_path: Path) -> None:
         redis_settings = RedisSettings(url=server.url, password_file=str(password))
         shared = Shared(redis_settings, clock)
         rates = Rates(shared)
-        await rates.admit(caller("n-alice", requests=2))
+        await admit(rates, caller("n-alice", requests=2))
         with redis.Redis(port=server.port, password="first") as admin:
             admin.config_set("requirepass", "second")
             admin.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-        await rates.admit(caller("n-alice", requests=2))  # by the count of its own
+        await admit(rates, caller("n-alice", requests=2))  # by the count of its own
         assert shared.failures == 1
         password.write_text("second")
         clock.now += 6
-        await rates.admit(caller("n-alice", requests=2))
+        await admit(rates, caller("n-alice", requests=2))
         await refused(rates, caller("n-alice", requests=2))  # the second that the server counts
         assert shared.failures == 1
         await shared.close()

@@ -272,3 +272,25 @@ async def test_an_end_without_the_usage_event_loses_no_event(gateway: Any, then:
         assert answer.body.startswith(b"".join(sent) + b'data: {"error":')
     async with FakeEngine(fake.pieces([*sent, DONE])) as engine, gateway(engine) as running:
         assert (await ask(running.port, "/v1/chat/completions", CHAT)).body == b"".join([*sent, DONE])
+
+
+def ending(text: str, reason: str) -> bytes:
+    return event({"choices": [{"finish_reason": reason, "index": 0, "delta": {"content": text}}]})
+
+
+@pytest.mark.parametrize(
+    ("ordinary", "last", "outcome"),
+    [
+        ({"choices": [{"text": "hello"}]}, event({"error": [{"m": "boom boom boom"}]}), "in_band_error"),
+        ({"choices": [{"finish_reason": None, "delta": {"content": "one"}}]}, ending("x", "abort"), "abort"),
+    ],
+)
+async def test_what_ends_a_stream_is_seen_where_events_say_so_before_their_text(
+    gateway: Any, ordinary: dict[str, Any], last: bytes, outcome: str
+) -> None:
+    """As no vLLM does: its events say behind their text that they are no end."""
+    sent = [event(ordinary)] * 6 + [last, DONE]
+    async with FakeEngine(fake.pieces(sent)) as engine, gateway(engine) as running:
+        await ask(running.port, "/v1/chat/completions", CHAT)
+        await running.settled()
+        assert running.metric("streams_ended_total", model="m", outcome=outcome) == 1

@@ -25,10 +25,10 @@ from vllm_gateway.settings import Timeouts
 from vllm_gateway.telemetry import Gaps
 from vllm_gateway.upstream.attempt import Upstream
 from vllm_gateway.upstream.client import Connection
-from vllm_gateway.upstream.http1 import parse_head
+from vllm_gateway.upstream.http1 import Heads, parse_head
 from vllm_gateway.upstream.sse import last_event_end
 from vllm_gateway.upstream.template import Template, learn
-from vllm_gateway.web.channel import Flow, Headers, Receive
+from vllm_gateway.web.channel import Flow, Headers, Message
 from vllm_gateway.web.chat import MAX_EVENT_BYTES, ChatStream
 from vllm_gateway.web.dialect import StreamDialect
 from vllm_gateway.web.openai import OpenAIStream
@@ -112,14 +112,14 @@ class Recorder:
     def whole_body(self) -> bytes | None:
         return None
 
-    def watch(self, receive: Receive) -> None: ...
+    async def receive(self) -> Message:
+        return {}
+
+    def watch(self) -> None: ...
     async def wait(self, done: asyncio.Future[Any]) -> None: ...
-    async def ready(self) -> None: ...
 
     def unread(self) -> int:
         return 0
-
-    async def close(self) -> None: ...
 
 
 def payload_of(chunks: bytes) -> bytes:
@@ -178,9 +178,9 @@ class LongWay:
 
 async def relayed(reads: list[bytes], dialect: StreamDialect, *, tap: bool, forwards: bool = True) -> Outcome:
     loop = asyncio.get_running_loop()
-    connection, channel = Connection(loop), Recorder(forwards=forwards)
+    connection, channel = Connection(loop, Heads()), Recorder(forwards=forwards)
     wire, head = Wire(connection), parse_head(HEAD)
-    connection._body = head.body
+    connection._body = head.framing()
     upstream = Upstream(Model("m", "m"), Endpoint("e", "h", 1), connection, head, loop.time(), lambda: None)
     stream = Stream(channel, upstream, dialect, Gaps(), Timeouts())
     sink = LongWay(stream)
@@ -192,7 +192,8 @@ async def relayed(reads: list[bytes], dialect: StreamDialect, *, tap: bool, forw
     stream.close()
     short = len(reads) - sink.reads
     account = dialect.account
-    accounted = (account.prompt_tokens, account.completion_seen, account.finish_reason, account.failure)
+    completion = account.completion_tokens or account.token_events
+    accounted = (account.prompt_tokens, completion, account.finish_reason, account.failure)
     return Outcome(payload_of(b"".join(channel.written)), stream.outcome, (*accounted, account.done), short)
 
 

@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping
 from types import FrameType
-from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -49,7 +48,7 @@ from vllm_gateway.web.docs import describe_relayed_routes
 from vllm_gateway.web.edge import Edge
 from vllm_gateway.web.health import Management, health_router, management_server
 from vllm_gateway.web.models import models_router
-from vllm_gateway.web.protocol import protocol_factory
+from vllm_gateway.web.protocol import GatewayProtocol, Port
 from vllm_gateway.web.records import Records
 from vllm_gateway.web.resting import RestingServer
 from vllm_gateway.web.services import Lifecycle, Services
@@ -60,7 +59,10 @@ _CLEANUP_SECONDS = 5.0
 _FLUSH_SECONDS = 1.0
 _FLUSH_POLL_SECONDS = 0.02
 _BEAT_SECONDS = 1.0
+_BUSY_BEAT_SECONDS = 0.1
+_MANY_GAPS = 2000  # a second; so many are counted in a quarter of a millisecond
 _POLL_SECONDS = 0.1
+_NEW_OBJECTS = 10_000  # before a collection; of Python's own 700 a few new streams are enough
 _SWEEP_SECONDS = 60.0
 _LEAST_TLS_CLOSE_SECONDS = 30.0
 _GOODBYE_SECONDS = 5.0
@@ -148,9 +150,12 @@ class Gateway:
         self.services.records.flush()
 
     async def _beat(self) -> None:
+        pause = _BEAT_SECONDS
         while True:
             self.services.lifecycle.beat = time.monotonic()
-            await asyncio.sleep(_BEAT_SECONDS)
+            busy = self.metrics.settle_gaps() > _MANY_GAPS * pause
+            pause = _BUSY_BEAT_SECONDS if busy else _BEAT_SECONDS
+            await asyncio.sleep(pause)
 
     async def _sweep(self) -> None:
         while True:
@@ -194,6 +199,7 @@ class Server(RestingServer):
     def __init__(self, gateway: Gateway, *, share_port: bool = False) -> None:
         settings = gateway.services.settings
         super().__init__(server_config(gateway))
+        self._gateway = gateway
         self._share_port = share_port
         self._delay = settings.shutdown_delay
         self._write_stall = settings.timeouts.write_stall
@@ -227,16 +233,24 @@ class Server(RestingServer):
         url = f"{self._scheme}://{f'[{host}]' if ':' in host else host}:{port}"
         _LOG.info("listening", extra={"fields": {"url": url, "source": self._source}})
 
+    def make_protocol(self) -> Callable[[], asyncio.Protocol]:
+        """What makes the protocol of each new connection."""
+        settings = self._gateway.services.settings
+        port = Port(
+            self.config.loaded_app,
+            self.lifespan.state,
+            self.server_state,
+            self._gateway.edge.relay,
+            limits=settings.limits,
+            keep_alive=self.config.timeout_keep_alive,
+            write_stall=settings.timeouts.write_stall,
+        )
+        return functools.partial(GatewayProtocol, port)
+
     async def _listen(self) -> asyncio.Server:
         config = self.config
-        protocol = functools.partial(
-            cast("Callable[..., asyncio.Protocol]", config.http_protocol_class),
-            config=config,
-            server_state=self.server_state,
-            app_state=self.lifespan.state,
-        )
         return await asyncio.get_running_loop().create_server(
-            protocol,
+            self.make_protocol(),
             config.host,
             config.port,
             backlog=config.backlog,
@@ -338,7 +352,7 @@ def server_config(gateway: Gateway) -> uvicorn.Config:
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http=protocol_factory(settings.limits, settings.timeouts.write_stall),
+        http="httptools",
         ws="none",
         lifespan="on",
         log_config=None,
@@ -382,9 +396,11 @@ def serve(settings: Settings, management: socket.socket, make_server: Callable[[
         gateway = Gateway(settings, output)
         thread = ManagementThread(gateway.services, management)
         thread.start()
-        # What is there now stays: no collection need look at it again.
+        # What is there now stays: no collection need look at it again. Of what comes little is garbage that
+        # only a collection finds, and each makes all streams wait.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(_NEW_OBJECTS)
         try:
             make_server(gateway).run()
         finally:

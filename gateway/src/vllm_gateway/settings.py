@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.alias_generators import to_camel
+from pydantic.dataclasses import dataclass
 
 _DURATION = re.compile(r"([0-9]+(h|ms|m|s))+")
 _DURATION_PART = re.compile(r"(\d+)(h|ms|m|s)")
@@ -61,17 +62,23 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 BackendUrl = Annotated[str, AfterValidator(_backend_url)]
 
 
-class _Section(BaseModel):
-    """A part of the file; the docstring under a field describes it in docs/reference/gateway-settings.md."""
+_CONFIG = ConfigDict(
+    extra="forbid",
+    alias_generator=to_camel,
+    populate_by_name=True,
+    validate_default=True,
+    use_attribute_docstrings=True,
+)
 
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        alias_generator=to_camel,
-        populate_by_name=True,
-        validate_default=True,
-        use_attribute_docstrings=True,
-    )
+
+class _Section(BaseModel):
+    """A part of the file; the docstring under a field describes it in docs/reference/gateway-settings.md.
+
+    What each request asks for is in dataclasses: a field of theirs is found at once, one of a BaseModel with
+    three lookups (it has a `__getattr__`).
+    """
+
+    model_config = ConfigDict(frozen=True, **_CONFIG)
 
 
 class Cors(_Section):
@@ -91,20 +98,21 @@ class Cors(_Section):
     """How long a browser may keep the answer to its preflight request."""
 
 
-class RequestLimits(_Section):
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class RequestLimits:
     """What a request may be. A body of 16 MiB holds a few images as base64 or four million tokens of text."""
 
     body_bytes: int = Field(default=16 * 1024 * 1024, ge=1024)
     """The largest body that is JSON."""
     upload_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
     """The largest body that carries a file (audio); vLLM takes files of 25 MB unless told otherwise."""
-    body_timeout: PositiveDuration = "30s"  # type: ignore[assignment]
+    body_timeout: PositiveDuration = Field(default="30s")  # type: ignore[assignment]
     """How long a body may take to arrive."""
     header_bytes: int = Field(default=32 * 1024, ge=1024, le=1024 * 1024)
     """All headers together."""
     header_count: int = Field(default=100, ge=10, le=1000)
     """The most headers."""
-    header_timeout: PositiveDuration = "10s"  # type: ignore[assignment]
+    header_timeout: PositiveDuration = Field(default="10s")  # type: ignore[assignment]
     """How long the headers may take to arrive, and before them the TLS handshake."""
     url_bytes: int = Field(default=8 * 1024, ge=256, le=64 * 1024)
     """The longest request target."""
@@ -120,31 +128,33 @@ class RequestLimits(_Section):
     """The largest answer that is not a stream: it is held until it is whole, so that it is never cut."""
 
 
-class Timeouts(_Section):
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class Timeouts:
     """Seconds to wait for an engine or a caller. A model's own `spec.gateway` beats firstToken and idle."""
 
-    connect: PositiveDuration = "5s"  # type: ignore[assignment]
+    connect: PositiveDuration = Field(default="5s")  # type: ignore[assignment]
     """Until an engine accepts a connection."""
-    first_token: PositiveDuration = "5m"  # type: ignore[assignment]  # noqa: S105
+    first_token: PositiveDuration = Field(default="5m")  # type: ignore[assignment]
     """Until the first token of a stream."""
-    idle: PositiveDuration = "60s"  # type: ignore[assignment]
+    idle: PositiveDuration = Field(default="60s")  # type: ignore[assignment]
     """Between tokens of one stream; comments do not count, since a hung engine can send them for ever."""
-    unary: PositiveDuration = "10m"  # type: ignore[assignment]
+    unary: PositiveDuration = Field(default="10m")  # type: ignore[assignment]
     """A whole answer that is not a stream; the OpenAI clients give up after ten minutes too."""
-    write_stall: PositiveDuration = "60s"  # type: ignore[assignment]
+    write_stall: PositiveDuration = Field(default="60s")  # type: ignore[assignment]
     """How long a caller may read nothing, or less than 16 KiB, of what waits for it."""
-    keep_alive: PositiveDuration = "75s"  # type: ignore[assignment]
+    keep_alive: PositiveDuration = Field(default="75s")  # type: ignore[assignment]
     """How long a caller's idle connection is kept; above the 60 s of common load balancers."""
-    upstream_keep_alive: PositiveDuration = "30s"  # type: ignore[assignment]
+    upstream_keep_alive: PositiveDuration = Field(default="30s")  # type: ignore[assignment]
     """How long an idle connection to an engine is kept."""
 
 
-class RoutingSettings(_Section):
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class RoutingSettings:
     """Which endpoint of a model a request goes to. A model's own `spec.gateway.routing` beats `strategy`."""
 
-    strategy: Routing = "LeastLoad"
+    strategy: Routing = Field(default="LeastLoad")
     """LeastLoad: fewest requests. PrefixHash: prompts that begin alike go together. Session: by header."""
-    session_header: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")] = "x-session-id"
+    session_header: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")] = Field(default="x-session-id")
     """The request header that names a session, in lower case; it also decides between weighted models."""
 
 
@@ -161,7 +171,8 @@ class EjectionSettings(_Section):
     """At most this share of a model's endpoints, rounded down, so never the only one; 0 ejects none."""
 
 
-class QueueSettings(_Section):
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class QueueSettings:
     """How many requests run and wait, for models whose `spec.gateway` does not say."""
 
     max_in_flight: int = Field(default=1024, ge=1)
@@ -170,11 +181,11 @@ class QueueSettings(_Section):
     """Requests that wait for one model, for each gateway process; one more gets a 429, or a 503 while the
     model has no endpoint yet.
     """
-    queue_timeout: Duration = "1m"  # type: ignore[assignment]
+    queue_timeout: Duration = Field(default="1m")  # type: ignore[assignment]
     """How long a request waits while the model serves or is about to; then it gets a 503."""
-    cold_start_timeout: Duration = "0s"  # type: ignore[assignment]
+    cold_start_timeout: Duration = Field(default="0s")  # type: ignore[assignment]
     """How long it waits while there is none in any case; a model that scales from zero says so itself."""
-    keep_alive: PositiveDuration = "5s"  # type: ignore[assignment]
+    keep_alive: PositiveDuration = Field(default="5s")  # type: ignore[assignment]
     """After so long a waiting stream gets its head and a comment, and again each time."""
 
 
@@ -209,16 +220,17 @@ class EngineKeySettings(_Section):
     """A file with the master key that each model's key is derived from; read again when it changes."""
 
 
-class CacheSettings(_Section):
+@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class CacheSettings:
     """Answers of repeated deterministic requests, for models whose `spec.gateway.responseCache` says so."""
 
-    ttl: Duration = "0s"  # type: ignore[assignment]
+    ttl: Duration = Field(default="0s")  # type: ignore[assignment]
     """How long an answer is kept for models that do not say; 0s keeps none."""
     max_bytes: int = Field(default=64 * 1024 * 1024, ge=0)
     """All answers together, in the memory of each gateway process."""
     entry_bytes: int = Field(default=1024 * 1024, ge=1)
     """The largest answer that is kept."""
-    shared_by: Literal["key", "everyone"] = "key"
+    shared_by: Literal["key", "everyone"] = Field(default="key")
     """Whose answers a caller may get: those of the same API key, or anyone's, which tells who asked what."""
 
 
@@ -310,6 +322,7 @@ class Settings(_Section):
     """One JSON object a line, or text for people."""
 
 
+_UNKNOWN = frozenset({"extra_forbidden", "unexpected_keyword_argument"})
 # What PyYAML raises beside its own errors, for a date that is none (2024-13-01) or `!!int x`, say.
 NOT_YAML = (ValueError, LookupError, AttributeError, RecursionError)
 
@@ -352,7 +365,7 @@ def _read(file: str) -> dict[str, Any]:
 
 
 def _line(item: Mapping[str, Any], *, with_values: bool) -> str:
-    unknown = item["type"] == "extra_forbidden"
+    unknown = item["type"] in _UNKNOWN
     location = (
         item["loc"][:-1] if unknown and not with_values else item["loc"]
     )  # a key may be a value misplaced

@@ -136,7 +136,7 @@ class StaticSource:
         return _read_names(body)
 
     async def _get(self, endpoint: Endpoint, path: str) -> tuple[Head, bytes]:
-        connection = await self._client.connect(endpoint, fresh=True)
+        connection = await self._client.dial(endpoint)
         try:
             head = await connection.exchange(_get_request(endpoint, path))
             body = _Collect()

@@ -61,7 +61,9 @@ class Admission:
     async def admit(self, visit: Visit) -> None:
         """Lets a request in. Raises GatewayError (401, 429)."""
         for check in CHECKS:
-            await check(self, visit)
+            waiting = check(self, visit)
+            if waiting is not None:
+                await waiting
 
     def view(self, table: Table, caller: Caller) -> Table:
         """The table as the caller may see it."""
@@ -75,23 +77,23 @@ class Admission:
             return Table(complete=table.complete)
 
 
-Check = Callable[[Admission, Visit], Awaitable[None]]
+Check = Callable[[Admission, Visit], Awaitable[None] | None]  # to be awaited where it has to ask a server
 
 
-async def identify(admission: Admission, visit: Visit) -> None:
+def identify(admission: Admission, visit: Visit) -> None:
     """401 without a good key where one is needed."""
     visit.caller = admission.keyring.authenticate(visit.headers)
 
 
-async def take_permit(admission: Admission, visit: Visit) -> None:
+def take_permit(admission: Admission, visit: Visit) -> None:
     """429 over the key's requests at once."""
     if visit.caller.limits.concurrency is not None:
         visit.permit = admission.rates.permit(visit.caller)
 
 
-async def count(admission: Admission, visit: Visit) -> None:
+def count(admission: Admission, visit: Visit) -> Awaitable[None] | None:
     """429 over the key's requests or tokens a minute."""
-    await admission.rates.admit(visit.caller)
+    return admission.rates.admit(visit.caller)
 
 
 CHECKS: tuple[Check, ...] = (identify, take_permit, count)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from vllm_gateway.errors import GatewayError, bad_request
@@ -22,15 +22,20 @@ _STRING_REST = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _TO_BRACKET = re.compile(rb'[^"{}\[\]]*+(?:' + _STRING + rb'[^"{}\[\]]*+)*+', re.DOTALL)
 _PLAIN_KEY = re.compile(rb'[ \t\r\n]*"([^"\\\x00-\x1f]*)"[ \t\r\n]*:[ \t\r\n]*')
-# The usual member: its value is a string without escapes, a number or a word. Any other is walked over.
-_MEMBER = re.compile(
-    rb'[ \t\r\n]*+"([^"\\\x00-\x1f]*+)"[ \t\r\n]*+:[ \t\r\n]*+'
-    rb'((?:"[^"\\]*+"|[^ \t\r\n,:"\\{}\[\]]++))[ \t\r\n]*+([,}])'
-)
 # The usual list: of flat objects, three levels deep with the body's own.
 _FLAT = rb'[^"{}\[\]]*+(?:' + _STRING + rb'[^"{}\[\]]*+)*+'
-_LIST = re.compile(rb"\[" + _FLAT + rb"(?:\{" + _FLAT + rb"\}" + _FLAT + rb")*+\]", re.DOTALL)
+_FLAT_OBJECT = rb"\{" + _FLAT + rb"\}"
+_FLAT_LIST = rb"\[" + _FLAT + rb"(?:" + _FLAT_OBJECT + _FLAT + rb")*+\]"
+_LIST = re.compile(_FLAT_LIST, re.DOTALL)
 _LIST_DEPTH = 3
+# The usual member, in a small body: its value is a string, a number, a word, a flat object or the usual list.
+_MEMBER = re.compile(
+    rb'[ \t\r\n]*+"([^"\\\x00-\x1f\x80-\xff]*+)"[ \t\r\n]*+:[ \t\r\n]*+'
+    rb"((?:" + _STRING + rb"|" + _FLAT_LIST + rb"|" + _FLAT_OBJECT + rb'|[^ \t\r\n,:"\\{}\[\]]++))'
+    rb"[ \t\r\n]*+([,}])",
+    re.DOTALL,
+)
+_SMALL = 16 * 1024
 _SEPARATOR = re.compile(rb"[ \t\r\n]*([,}])")
 _SCALAR_END = re.compile(rb"[ \t\r\n,}\]]|$")
 _OPENERS = frozenset(b"{[")
@@ -51,11 +56,15 @@ def find(body: bytes, keys: Collection[str], *, max_depth: int, max_items: int) 
 
     It checks what it walks over, not the whole grammar: the engine does that.
     """
+    if len(body) <= _SMALL and len(body) <= max_items and max_depth >= _LIST_DEPTH and body.find(b"\0") < 0:
+        spans = _usual(body, keys)
+        if spans is not None:
+            return spans
     start = _space(body, 0)
     if body[start : start + 1] != b"{" or b"\0" in body:
         raise bad_request("The body must be a JSON object in UTF-8.", code="invalid_json")
     walk = _Walk(body, start, max_depth, max_items)
-    spans: dict[str, Span] = {}
+    spans = {}
     for key, span in walk.members():
         if key in keys:
             if key in spans:
@@ -64,8 +73,30 @@ def find(body: bytes, keys: Collection[str], *, max_depth: int, max_items: int) 
     return spans
 
 
-def splice(body: bytes, changes: Iterable[tuple[Span, bytes]]) -> bytes:
+def _usual(body: bytes, keys: Collection[str]) -> dict[str, Span] | None:
+    """The same for a body of usual members; None where it has others, or something is wrong with it."""
+    if not body.startswith(b"{"):
+        return None
+    spans: dict[str, Span] = {}
+    at, more = 1, b","
+    while more == b",":
+        member = _MEMBER.match(body, at)
+        if member is None:
+            return None
+        key = member[1].decode()
+        if key in keys:
+            if key in spans:
+                return None
+            spans[key] = Span(*member.span(2))
+        at, more = member.end(), member[3]
+    return spans if at == len(body) else None
+
+
+def splice(body: bytes, changes: Sequence[tuple[Span, bytes]]) -> bytes:
     """The body with each span replaced."""
+    if len(changes) == 1:
+        ((span, value),) = changes
+        return b"".join((body[: span.start], value, body[span.end :]))
     pieces: list[bytes] = []
     position = 0
     for span, value in sorted(changes, key=lambda change: change[0].start):
@@ -77,7 +108,9 @@ def splice(body: bytes, changes: Iterable[tuple[Span, bytes]]) -> bytes:
 def prepend(body: bytes, member: bytes) -> tuple[Span, bytes]:
     """The change that adds a member (`"key":value`) to an object."""
     at = body.index(b"{") + 1
-    empty = body[_space(body, at) : _space(body, at) + 1] == b"}"
+    if body.startswith(b'"', at):
+        return Span(at, at), member + b","
+    empty = body.startswith(b"}", _space(body, at))
     return Span(at, at), member if empty else member + b","
 
 
@@ -109,11 +142,6 @@ class _Walk:
         if body[first : first + 1] == b"}":
             self._at, more = first + 1, b"}"
         while more == b",":
-            usual = None if self._counts else _MEMBER.match(body, self._at)
-            if usual is not None and usual[1].isascii():
-                yield usual[1].decode(), Span(*usual.span(2))
-                self._at, more = usual.end(), usual[3]
-                continue
             key = self._key()
             start = self._at
             self._skip_value()

@@ -22,6 +22,7 @@ from typing import Annotated
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
+from pydantic.dataclasses import dataclass as checked
 
 from vllm_gateway.routing.table import Model
 from vllm_gateway.settings import NOT_YAML, BadSettings, describe_errors
@@ -36,17 +37,17 @@ Secret = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{8,512}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$")]
 
 
+_CONFIG = ConfigDict(
+    extra="forbid", alias_generator=to_camel, populate_by_name=True, hide_input_in_errors=True
+)
+
+
 class _Part(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        alias_generator=to_camel,
-        populate_by_name=True,
-        hide_input_in_errors=True,
-    )
+    model_config = ConfigDict(frozen=True, **_CONFIG)
 
 
-class KeyLimits(_Part):
+@checked(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+class KeyLimits:
     """What one key may use; absent is not limited. Tokens are prompt and completion together."""
 
     requests_per_minute: Annotated[int, Field(ge=1)] | None = None

@@ -17,11 +17,12 @@ JSON = b"application/json"
 
 def check_declared(headers: Mapping[bytes, bytes], max_bytes: int, wanted: bytes = JSON) -> None:
     """Refuses by the headers alone what need not be read: not of type `wanted` (415), too much (413)."""
-    kind = headers.get(b"content-type", b"").split(b";", 1)[0].strip().lower()
-    if kind != wanted:
+    kind = headers.get(b"content-type", b"")
+    if kind != wanted and kind.split(b";", 1)[0].strip().lower() != wanted:
         text = f"Send the body as content-type: {wanted.decode()}."
         raise GatewayError(415, "unsupported_media_type", text)
-    if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
+    coding = headers.get(b"content-encoding")
+    if coding is not None and coding.strip().lower() != b"identity":
         raise GatewayError(415, "unsupported_media_type", "Send the body without content-encoding.")
     length = headers.get(b"content-length")
     if length is not None and _DIGITS.fullmatch(length) and int(length) > max_bytes:

@@ -53,13 +53,13 @@ class Ticket:
 
     __slots__ = ("_queue", "deadline", "entered_at", "granted", "name", "settled")
 
-    def __init__(self, queue: Queue, name: str, entered_at: float) -> None:
+    def __init__(self, queue: Queue, name: str, entered_at: float, settled: asyncio.Future[None]) -> None:
         self._queue = queue
         self.name = name
         self.entered_at = entered_at
         self.deadline = entered_at
         self.granted = False
-        self.settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.settled = settled
 
     def __enter__(self) -> Self:
         return self
@@ -80,6 +80,8 @@ class Queue:
         self._waiting: deque[Ticket] = deque()
         self._served_since = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
+        self._at_once: asyncio.Future[None] = self._loop.create_future()  # of all that need not wait
+        self._at_once.set_result(None)
         self.in_use = 0
 
     @property
@@ -97,10 +99,12 @@ class Queue:
 
     def enter(self, name: str) -> Ticket:
         """A permit where one is free and nobody waits, else a place at the end. Raises GatewayError."""
-        ticket = Ticket(self, name, self._loop.time())
         if not self._waiting and self.in_use < self._rules.capacity:
-            self._grant(ticket)
+            ticket = Ticket(self, name, self._loop.time(), self._at_once)
+            self.in_use += 1
+            ticket.granted = True
             return ticket
+        ticket = Ticket(self, name, self._loop.time(), self._loop.create_future())
         self._set_deadline(ticket)
         if ticket.deadline <= ticket.entered_at:
             raise self._refusal(name)

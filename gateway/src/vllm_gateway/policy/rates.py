@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Protocol
 
 from limits import RateLimitItem, RateLimitItemPerMinute
@@ -37,59 +38,36 @@ class Alone(Protocol):
     def seconds_left(self, name: str) -> float: ...
 
 
-class _Window:
-    """One kind of limit, counted in the shared store, or here while that is away."""
+class _Together:
+    """One kind of limit, counted in the shared store, and by `alone` while that is away."""
 
-    def __init__(
-        self, unit: str, alone: Alone, together: type[RateLimiter], storage: Storage | None, shared: Shared
-    ) -> None:
-        self.unit = unit
-        self.alone = alone
-        self._together = together(storage) if storage is not None else None
+    def __init__(self, unit: str, alone: Alone, limiter: RateLimiter, shared: Shared) -> None:
+        self._unit = unit
+        self._alone = alone
+        self._limiter = limiter
         self._shared = shared
         self._items: dict[int, RateLimitItem] = {}
 
-    @property
-    def shared(self) -> bool:
-        """Whether counting may have to wait for a server."""
-        return self._together is not None
-
     async def hit(self, name: str, most: int, cost: int = 1) -> bool:
-        together = self._together
-        if together is None:
-            return self.alone.hit(name, most, cost)
-
         async def alone() -> bool:
-            return self.alone.hit(name, most, cost)
+            return self._alone.hit(name, most, cost)
 
-        return await self._shared.attempt(lambda: together.hit(self._item(most), name, cost=cost), alone)
+        return await self._shared.attempt(lambda: self._limiter.hit(self._item(most), name, cost=cost), alone)
 
     async def test(self, name: str, most: int) -> bool:
-        together = self._together
-        if together is None:
-            return self.alone.test(name, most)
-
         async def alone() -> bool:
-            return self.alone.test(name, most)
+            return self._alone.test(name, most)
 
-        return await self._shared.attempt(lambda: together.test(self._item(most), name), alone)
+        return await self._shared.attempt(lambda: self._limiter.test(self._item(most), name), alone)
 
-    async def seconds_left(self, name: str, most: int) -> int:
-        """Until something is free again: at least one, and never more than the window."""
-        together = self._together
-        if together is None:
-            left = self.alone.seconds_left(name)
-        else:
-            left = await self._seconds_left_of_all(together, name, most)
-        # The whole second after it: at the very moment a sliding window is still full.
-        return max(1, min(math.floor(left) + 1, int(MINUTE)))
+    async def seconds_left(self, name: str, most: int) -> float:
+        """Until something is free again."""
 
-    async def _seconds_left_of_all(self, together: RateLimiter, name: str, most: int) -> float:
         async def ask() -> float:
-            return (await together.get_window_stats(self._item(most), name)).reset_time - time.time()
+            return (await self._limiter.get_window_stats(self._item(most), name)).reset_time - time.time()
 
         async def alone() -> float:
-            return self.alone.seconds_left(name)
+            return self._alone.seconds_left(name)
 
         return await self._shared.attempt(ask, alone)
 
@@ -98,7 +76,7 @@ class _Window:
         if item is None:
             if len(self._items) >= _ITEMS:  # so many limits have been in the file of keys, one after another
                 self._items.clear()
-            item = self._items[most] = RateLimitItemPerMinute(most, namespace=self.unit)
+            item = self._items[most] = RateLimitItemPerMinute(most, namespace=self._unit)
         return item
 
 
@@ -122,11 +100,14 @@ class Rates:
     """The counts of all keys, shared with other gateways where a server is set."""
 
     def __init__(self, shared: Shared, clock: Clock = time.monotonic) -> None:
-        storage = shared_storage(shared.pool) if shared.pool is not None else None
-        self._requests = _Window(
-            "requests", SlidingMinute(clock), SlidingWindowCounterRateLimiter, storage, shared
-        )
-        self._tokens = _Window("tokens", FixedMinute(clock), FixedWindowRateLimiter, storage, shared)
+        self._requests, self._tokens = SlidingMinute(clock), FixedMinute(clock)
+        self._together: tuple[_Together, _Together] | None = None  # requests and tokens
+        if shared.pool is not None:
+            storage = shared_storage(shared.pool)
+            self._together = (
+                _Together("requests", self._requests, SlidingWindowCounterRateLimiter(storage), shared),
+                _Together("tokens", self._tokens, FixedWindowRateLimiter(storage), shared),
+            )
         self._active: dict[str, int] = {}
         self._charges: set[asyncio.Task[bool]] = set()
 
@@ -137,23 +118,29 @@ class Rates:
             raise _exceeded(f"The key {name!r} has {most} requests under way, its limit.", 1)
         return Permit(self._active, name)
 
-    async def admit(self, caller: Caller) -> None:
-        """Counts a request. Raises a 429. Tokens come first, so that what they refuse costs no request."""
+    def admit(self, caller: Caller) -> Awaitable[None] | None:
+        """Counts a request: by itself where it counts alone, else once what it returns is awaited. Raises a
+        429. Tokens come first, so that what they refuse costs no request.
+        """
         limits, name = caller.limits, caller.name
-        if (most := limits.tokens_per_minute) is not None and not await self._tokens.test(name, most):
-            raise await _used_up(self._tokens, name, most)
-        if (most := limits.requests_per_minute) is not None and not await self._requests.hit(name, most):
-            raise await _used_up(self._requests, name, most)
+        tokens, requests = limits.tokens_per_minute, limits.requests_per_minute
+        if self._together is not None:
+            return _admit(*self._together, name, requests, tokens)
+        if tokens is not None and not self._tokens.test(name, tokens):
+            raise _used_up("tokens", name, tokens, self._tokens.seconds_left(name))
+        if requests is not None and not self._requests.hit(name, requests):
+            raise _used_up("requests", name, requests, self._requests.seconds_left(name))
+        return None
 
     def charge(self, caller: Caller, tokens: int) -> None:
         """Counts what an answer cost. Not awaited: its caller may have been cancelled, and need not wait."""
         most = caller.limits.tokens_per_minute
         if most is None or tokens <= 0:
             return
-        if not self._tokens.shared:
-            self._tokens.alone.hit(caller.name, most, tokens)
+        if self._together is None:
+            self._tokens.hit(caller.name, most, tokens)
             return
-        charge = asyncio.ensure_future(self._tokens.hit(caller.name, most, tokens))
+        charge = asyncio.ensure_future(self._together[1].hit(caller.name, most, tokens))
         self._charges.add(charge)
         charge.add_done_callback(self._charges.discard)
 
@@ -178,9 +165,20 @@ def shared_storage(pool: ConnectionPool) -> Storage:
     )
 
 
-async def _used_up(window: _Window, name: str, most: int) -> GatewayError:
-    text = f"The key {name!r} has used its {most} {window.unit} a minute."
-    return _exceeded(text, await window.seconds_left(name, most))
+async def _admit(
+    of_requests: _Together, of_tokens: _Together, name: str, requests: int | None, tokens: int | None
+) -> None:
+    if tokens is not None and not await of_tokens.test(name, tokens):
+        raise _used_up("tokens", name, tokens, await of_tokens.seconds_left(name, tokens))
+    if requests is not None and not await of_requests.hit(name, requests):
+        raise _used_up("requests", name, requests, await of_requests.seconds_left(name, requests))
+
+
+def _used_up(unit: str, name: str, most: int, left: float) -> GatewayError:
+    # The whole second after it, for at the very moment a sliding window is still full; at least one, and
+    # never more than the window.
+    seconds = max(1, min(math.floor(left) + 1, int(MINUTE)))
+    return _exceeded(f"The key {name!r} has used its {most} {unit} a minute.", seconds)
 
 
 def _exceeded(text: str, seconds: int) -> GatewayError:

@@ -49,6 +49,8 @@ class Balancer:
 
     def endpoint(self, model: Model, tried: Sequence[str], hint: Hint) -> Endpoint:
         """One of the model's endpoints (there is one). A condition that leaves none gives way."""
+        if len(model.endpoints) == 1:
+            return model.endpoints[0]
         endpoints: Sequence[Endpoint] = self.health.usable(model.endpoints)
         if tried:
             endpoints = (

@@ -94,7 +94,9 @@ def by_weight(models: Sequence[Model], hint: Hint) -> Model | None:
 
     Sticky by session, else by caller: a canary does not answer every second turn of one conversation.
     """
-    ready = models if len(models) == 1 and models[0].endpoints else [m for m in models if m.endpoints]
+    if len(models) == 1:
+        return models[0] if models[0].endpoints else None
+    ready = [model for model in models if model.endpoints]
     if len(ready) < 2:
         return ready[0] if ready else None
     key = hint.session or hint.caller

@@ -55,16 +55,19 @@ class RetryBudget:
 
 @dataclass(slots=True)  # not frozen: each request builds one, and freezing costs a call a field
 class Call:
-    """What is sent: a POST of `body` to `path`. `body_for` splices the engine's name of the model."""
+    """What is sent: a POST of `body` to `path`. `body_for` splices the engine's name of the model.
+
+    `seconds` is how long the answer's head may take; that of a stream (`first_token`) a model may say itself.
+    """
 
     name: str
     path: str
     body_for: Callable[[Model], bytes]
     headers: Mapping[bytes, bytes]
     request_id: str
-    timeout: Callable[[Model], float]
-    timeout_reason: str
-    hint: Hint = field(default_factory=Hint)
+    seconds: float
+    first_token: bool
+    hint: Hint
     content_type: str = "application/json"
 
 
@@ -106,17 +109,17 @@ class Engines:
         Raises UpstreamFailure where no engine answered, GatewayError (503) where no model has an endpoint.
         """
         self.budget.deposit()
-        tried: list[str] = []
+        load, tried = self.balancer.load, list[str]()
         while True:
             model, endpoint = self._choose(call, models, tried)
             tried.append(endpoint.id)
             upstream = None
-            self.load.take(model.key, endpoint.id)
+            load.take(model.key, endpoint.id)
             try:
                 upstream = await self._try(call, models, model, endpoint, tried)
             finally:
                 if upstream is None:
-                    self.load.give_back(model.key, endpoint.id)
+                    load.give_back(model.key, endpoint.id)
             if upstream is not None:
                 return upstream
             self.observer.retry()
@@ -124,7 +127,7 @@ class Engines:
     def close(self, upstream: Upstream) -> None:
         """Gives back what `open` took. The connection goes to the pool if its answer was read."""
         endpoint = upstream.endpoint
-        self.load.give_back(upstream.model.key, endpoint.id)
+        self.balancer.load.give_back(upstream.model.key, endpoint.id)
         self.client.release(endpoint, upstream.connection)
         self.balancer.report(endpoint, upstream.outcome)
 
@@ -140,8 +143,12 @@ class Engines:
     ) -> Upstream | None:
         """The answer of `endpoint`, or None where the call should be tried again."""
         self.balancer.health.chosen(endpoint.id)
+        fresh = len(tried) > 1
         try:
-            upstream = await self._send(call, model, endpoint, fresh=len(tried) > 1)
+            if endpoint.former_key is None:
+                upstream = await self._exchange(call, model, endpoint, endpoint.key, fresh=fresh)
+            else:
+                upstream = await self._with_either(call, model, endpoint, fresh=fresh)
         except UpstreamFailure as failure:
             self.observer.upstream_error(model.key, failure.reason)
             # A reused connection that was closed says nothing against its endpoint.
@@ -172,12 +179,12 @@ class Engines:
         """The table was swapped."""
         self.behind &= {endpoint.id for model in models.values() for endpoint in model.endpoints}
 
-    async def _send(self, call: Call, model: Model, endpoint: Endpoint, *, fresh: bool) -> Upstream:
+    async def _with_either(self, call: Call, model: Model, endpoint: Endpoint, *, fresh: bool) -> Upstream:
         """Asks once more, with the other key, an engine that refuses the one of the two that it is likely to
         want: it has generated nothing, so this is neither a retry nor a failure.
         """
         first, other = endpoint.key, endpoint.former_key
-        if other is not None and endpoint.id in self.behind:
+        if endpoint.id in self.behind:
             first, other = other, first
         upstream = await self._exchange(call, model, endpoint, first, fresh=fresh)
         if upstream.head.status != 401 or other is None:
@@ -197,14 +204,17 @@ class Engines:
     async def _exchange(
         self, call: Call, model: Model, endpoint: Endpoint, key: str | None, *, fresh: bool
     ) -> Upstream:
-        connection = await self.client.connect(endpoint, fresh=fresh)
+        idle = None if fresh else self.client.idle(endpoint)
+        connection = idle or await self.client.dial(endpoint)
         sent_at = asyncio.get_running_loop().time()
+        seconds = (model.limits.first_token or call.seconds) if call.first_token else call.seconds
         try:
             request = request_bytes(call, endpoint, call.body_for(model), key)
-            head = await connection.exchange(request, call.timeout(model))
+            head = await connection.exchange(request, seconds)
         except TimeoutError as error:
             connection.close()
-            raise UpstreamFailure(call.timeout_reason, "no response head in time") from error
+            reason = "first_token_timeout" if call.first_token else "unary_timeout"
+            raise UpstreamFailure(reason, "no response head in time") from error
         except BaseException as error:
             connection.close()
             if isinstance(error, UpstreamFailure) and error.retryable:  # the race for an idle one was lost
@@ -221,14 +231,15 @@ def request_bytes(call: Call, endpoint: Endpoint, body: bytes, key: str | None) 
     and vLLM's control headers (data-parallel rank, load metrics) stop here.
     """
     host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-    lines = [
+    authorization = "" if key is None else f"authorization: Bearer {key}\r\n"
+    head = (
         f"POST {endpoint.prefix}{call.path} HTTP/1.1\r\n"
         f"host: {host}:{endpoint.port}\r\n"
         f"content-type: {call.content_type}\r\n"
         f"content-length: {len(body)}\r\n"
-        f"x-request-id: {call.request_id}\r\n".encode("latin-1")
-    ]
-    lines += [b"%b: %b\r\n" % (name, call.headers[name]) for name in _FORWARDED if name in call.headers]
-    if key is not None:
-        lines.append(f"authorization: Bearer {key}\r\n".encode("latin-1"))
-    return b"".join((*lines, b"\r\n", body))
+        f"x-request-id: {call.request_id}\r\n{authorization}".encode("latin-1")
+    )
+    for name in _FORWARDED:
+        if name in call.headers:
+            head += b"%b: %b\r\n" % (name, call.headers[name])
+    return head + b"\r\n" + body

@@ -7,17 +7,15 @@ read, with `pause()` and `resume()` for back-pressure.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import socket
 import ssl
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from vllm_gateway.errors import UpstreamFailure
 from vllm_gateway.routing.table import Endpoint
 from vllm_gateway.sockets import acknowledge_less, give_up_unheard
-from vllm_gateway.upstream.http1 import MAX_HEAD_BYTES, Body, ChunkedBody, EofBody, Head, parse_head
+from vllm_gateway.upstream.http1 import MAX_HEAD_BYTES, Body, ChunkedBody, EofBody, Head, Heads
 
 _MAX_EARLY = 256 * 1024
 _NOT_CHUNKED = ChunkedBody()  # in place of none, which would have to be asked for with each read
@@ -45,10 +43,16 @@ class Tap(Protocol):
 
 
 class Connection(asyncio.Protocol):
-    """One TCP connection to an engine."""
+    """One TCP connection to an engine. `sock` is its socket, if it is known: to ask uvloop's transport for it
+    takes a new object and a system call each time.
+    """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, heads: Heads, sock: socket.socket | None = None
+    ) -> None:
         self._loop = loop
+        self._heads = heads
+        self._sock = sock
         self._transport: asyncio.Transport | None = None
         self._awaited: asyncio.Future[Head] | None = None
         self._buffer = b""
@@ -62,7 +66,7 @@ class Connection(asyncio.Protocol):
         self._diverted = False
         self.reused = False
         self.idle_since = 0.0
-        self.on_idle_close: Callable[[], None] | None = None
+        self.waits_among: deque[Connection] | None = None  # while no request is on it
 
     # What the caller of an engine uses.
 
@@ -89,8 +93,8 @@ class Connection(asyncio.Protocol):
     def start(self, sink: Sink, tap: Tap | None = None) -> None:
         """Delivers the body to `sink`, beginning with what has come already; `tap` is asked first."""
         self._sink = sink
-        if tap is not None and self._transport is not None and not self._transport.is_closing():
-            acknowledge_less(self._transport.get_extra_info("socket"))
+        if tap is not None and self._sock is not None and self._sock.fileno() >= 0:
+            acknowledge_less(self._sock)
         if isinstance(self._body, ChunkedBody):
             self._chunks, self._tap = self._body, tap
         early, self._buffer = self._buffer, b""
@@ -161,8 +165,9 @@ class Connection(asyncio.Protocol):
             if self._sink is not None:
                 self._finish(b"")
         self._fail(self._lost(exc))
-        if self.on_idle_close is not None:
-            self.on_idle_close()
+        if self.waits_among is not None:
+            self.waits_among.remove(self)
+            self.waits_among = None
 
     # Reading
 
@@ -189,7 +194,7 @@ class Connection(asyncio.Protocol):
             return
         raw, self._buffer = self._buffer[: end + 4], self._buffer[end + 4 :]
         try:
-            head = parse_head(raw)
+            head = self._heads.parse(raw)
         except UpstreamFailure as failure:
             self._fail(failure)
             return
@@ -197,7 +202,7 @@ class Connection(asyncio.Protocol):
             self._read_head(b"")
             return
         self._keep_alive = head.keep_alive
-        self._body = head.body
+        self._body = head.framing()
         if self._awaited is not None:
             self._awaited.set_result(head)
 
@@ -241,12 +246,6 @@ class Connection(asyncio.Protocol):
         return UpstreamFailure("eof" if exc is None else "reset", f"broke off ({exc or 'end of stream'})")
 
 
-@dataclass(slots=True)
-class _Idle:
-    connection: Connection
-    since: float
-
-
 class Client:
     """Connections to engines, kept for reuse for `keep_alive` seconds; last in, first out.
 
@@ -258,32 +257,48 @@ class Client:
         self._connect_timeout = connect_timeout
         self._unheard = unheard
         self._keep_alive = keep_alive
-        self._idle: dict[Endpoint, deque[_Idle]] = {}
+        self._heads = Heads()
+        self._idle: dict[Endpoint, deque[Connection]] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._tls: ssl.SSLContext | None = None
 
-    async def connect(self, endpoint: Endpoint, *, fresh: bool = False) -> Connection:
-        """A connection that no request is on; with `fresh`, never a reused one, and the idle ones are left to
-        others. Raises UpstreamFailure.
-        """
-        while not fresh and (idle := self._idle.get(endpoint)):
-            found = idle.pop()
-            if not found.connection.reusable:
-                found.connection.close()
-                continue
-            found.connection.on_idle_close = None
-            found.connection.reused, found.connection.idle_since = True, found.since
-            return found.connection
-        return await self._dial(endpoint)
+    def idle(self, endpoint: Endpoint) -> Connection | None:
+        """A connection that has had a request before and has none now."""
+        while idle := self._idle.get(endpoint):
+            connection = idle.pop()
+            connection.waits_among = None
+            if connection.reusable:
+                connection.reused = True
+                return connection
+            connection.close()
+        return None
+
+    async def dial(self, endpoint: Endpoint) -> Connection:
+        """A new connection. Raises UpstreamFailure."""
+        loop = asyncio.get_running_loop()
+        where = f"{endpoint.host}:{endpoint.port}"
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                sock = await _connected(endpoint, loop)
+                give_up_unheard(sock, self._unheard)
+                connection = Connection(loop, self._heads, sock)
+                name = endpoint.host if endpoint.tls else None
+                await loop.create_connection(
+                    lambda: connection, sock=sock, ssl=self._context(endpoint), server_hostname=name
+                )
+        except TimeoutError as error:
+            raise UpstreamFailure("connect_timeout", where, retryable=True) from error
+        except (OSError, ssl.SSLError) as error:
+            raise UpstreamFailure("connect", f"{where}: {error}", retryable=True) from error
+        return connection
 
     def distrust(self, endpoint: Endpoint, lost: Connection) -> None:
         """A reused connection was closed under its request: those that have been idle for as long as it had
         are not used either. If their engine has gone without a word, each would cost a request as long.
         """
-        for entry in list(self._idle.get(endpoint, ())):
-            if entry.since <= lost.idle_since:
-                self._forget(endpoint, entry)
-                entry.connection.close()
+        for connection in list(self._idle.get(endpoint, ())):
+            if connection.idle_since <= lost.idle_since:
+                _end(connection)
 
     def release(self, endpoint: Endpoint, connection: Connection) -> None:
         """Takes a connection back: kept if its answer was read to the end, closed otherwise."""
@@ -292,10 +307,11 @@ class Client:
             return
         connection.resume()  # its last read may have been too much for a slow caller
         loop = asyncio.get_running_loop()
-        entry = _Idle(connection, loop.time())
-        idle = self._idle.setdefault(endpoint, deque())
-        idle.append(entry)
-        connection.on_idle_close = lambda: self._forget(endpoint, entry)
+        idle = self._idle.get(endpoint)
+        if idle is None:
+            idle = self._idle[endpoint] = deque()
+        idle.append(connection)
+        connection.idle_since, connection.waits_among = loop.time(), idle
         if self._sweep is None:
             self._sweep = loop.call_later(self._keep_alive, self._close_old)
 
@@ -304,29 +320,14 @@ class Client:
         if self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None
-        for idle in list(self._idle.values()):
-            while idle:
-                idle.pop().connection.close()
+        for idle in self._idle.values():
+            for connection in list(idle):
+                _end(connection)
         self._idle.clear()
 
     @property
     def idle_count(self) -> int:
         return sum(map(len, self._idle.values()))
-
-    async def _dial(self, endpoint: Endpoint) -> Connection:
-        loop = asyncio.get_running_loop()
-        where = f"{endpoint.host}:{endpoint.port}"
-        try:
-            async with asyncio.timeout(self._connect_timeout):
-                transport, connection = await loop.create_connection(
-                    lambda: Connection(loop), endpoint.host, endpoint.port, ssl=self._context(endpoint)
-                )
-        except TimeoutError as error:
-            raise UpstreamFailure("connect_timeout", where, retryable=True) from error
-        except (OSError, ssl.SSLError) as error:
-            raise UpstreamFailure("connect", f"{where}: {error}", retryable=True) from error
-        give_up_unheard(transport.get_extra_info("socket"), self._unheard)
-        return connection
 
     def _context(self, endpoint: Endpoint) -> ssl.SSLContext | None:
         if not endpoint.tls:
@@ -334,22 +335,45 @@ class Client:
         self._tls = self._tls or ssl.create_default_context()
         return self._tls
 
-    def _forget(self, endpoint: Endpoint, entry: _Idle) -> None:
-        idle = self._idle.get(endpoint)
-        if idle is None:
-            return
-        with contextlib.suppress(ValueError):
-            idle.remove(entry)
-        if not idle:
-            del self._idle[endpoint]
-
     def _close_old(self) -> None:
         loop = asyncio.get_running_loop()
         limit = loop.time() - self._keep_alive
         for endpoint, idle in list(self._idle.items()):
-            for entry in [entry for entry in idle if entry.since <= limit]:
-                entry.connection.close()  # its end calls `_forget`
-            if not idle:  # the last one was taken, and not brought back
+            for connection in [connection for connection in idle if connection.idle_since <= limit]:
+                _end(connection)
+            if not idle:
                 del self._idle[endpoint]
         again = bool(self._idle)
         self._sweep = loop.call_later(self._keep_alive / 2, self._close_old) if again else None
+
+
+async def _connected(endpoint: Endpoint, loop: asyncio.AbstractEventLoop) -> socket.socket:
+    """A connection to the first of the host's addresses that takes one. Raises OSError."""
+    refusal: OSError | None = None
+    found = await loop.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
+    for family, kind, protocol, _, address in found:
+        try:
+            sock = socket.socket(family, kind, protocol)
+        except OSError as error:  # IPv6, say, which this kernel lacks
+            refusal = refusal or error
+            continue
+        try:
+            sock.setblocking(False)
+            await loop.sock_connect(sock, address)
+        except OSError as error:
+            sock.close()
+            refusal = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise refusal or OSError("no address")
+
+
+def _end(connection: Connection) -> None:
+    """Closes an idle connection, which nobody may be given any more."""
+    if connection.waits_among is not None:
+        connection.waits_among.remove(connection)
+        connection.waits_among = None
+    connection.close()

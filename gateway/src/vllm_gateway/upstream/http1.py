@@ -6,8 +6,10 @@ whole of what a relay does with it, and vLLM's usual read is exactly one chunk.
 
 from __future__ import annotations
 
+import functools
 import re
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import httptools
@@ -15,11 +17,16 @@ import httptools
 from vllm_gateway.errors import UpstreamFailure
 
 MAX_HEAD_BYTES = 64 * 1024
+_KEPT_HEAD_BYTES = 1024
+_KEPT_HEADS = 64
 _MAX_CHUNK_LINE = 256
 _MAX_TRAILER_BYTES = 8 * 1024
 _CHUNK_LINE = re.compile(rb"([0-9a-fA-F]{1,8})(?:;[^\r\n]*)?\r\n")
 _TRAILERS = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\r\n\0]*\r\n)*\r\n")
 _DIGITS = re.compile(rb"[0-9]{1,18}")
+_LAST_CHUNK = b"0\r\n\r\n"
+# Size line of a chunk -> its size. What is not here (capitals, extensions, over 4 kB) takes a longer way.
+SIZES = {b"%x\r\n" % size: size for size in range(1, 4096)}
 
 
 class Body(Protocol):
@@ -86,39 +93,33 @@ class ChunkedBody:
         self._left = 0  # payload and CRLF still to come of the chunk at hand
 
     def feed(self, data: bytes) -> bytes:
-        if not self._left and not self._held:
-            line = _CHUNK_LINE.match(data)
-            if line is not None:
-                start = line.end()
-                size = int(line[1], 16)
-                if size and start + size + 2 == len(data) and data.endswith(b"\r\n"):
-                    return data[start:-2]  # the usual read: one whole chunk
-        return self._feed(data)
-
-    def _feed(self, data: bytes) -> bytes:
-        data = self._held + data
-        self._held = b""
         payload: list[bytes] = []
-        position = 0 if self._left else self._whole_chunks(data, payload)
+        if self._left or self._held:
+            return self._feed(self._held + data, 0, payload)
+        # The usual reads: whole chunks, at a stream's end with the last one, of size 0, behind them.
+        position, end = 0, len(data)
+        while position < end:
+            start = data.find(b"\n", position, position + 5) + 1
+            size = SIZES.get(data[position:start], end)  # where it is none of them: beyond the end
+            stop = start + size
+            if data[stop : stop + 2] != b"\r\n":
+                break
+            payload.append(data[start:stop])
+            position = stop + 2
+        if position < end:
+            if data[position:] != _LAST_CHUNK:
+                return self._feed(data, position, payload)
+            self.done, self.between = True, False
+        return b"".join(payload)
+
+    def _feed(self, data: bytes, position: int, payload: list[bytes]) -> bytes:
+        self._held = b""
         while position < len(data) and not self.done:
             step = self._take if self._left else self._next_chunk
             position = step(data, position, payload)
         self.surplus = self.done and position < len(data)
         self.between = not (self._left or self._held or self.done)
         return b"".join(payload)
-
-    @staticmethod
-    def _whole_chunks(data: bytes, payload: list[bytes]) -> int:
-        """Where the chunks end that `data` begins with and holds whole; the last chunk is none of them."""
-        position = 0
-        while (line := _CHUNK_LINE.match(data, position)) is not None:
-            start = line.end()
-            end = start + int(line[1], 16)
-            if end == start or data[end : end + 2] != b"\r\n":
-                break
-            payload.append(data[start:end])
-            position = end + 2
-        return position
 
     def _take(self, data: bytes, position: int, payload: list[bytes]) -> int:
         """Payload up to the chunk's end, then its CRLF, either of which may be split anywhere."""
@@ -163,18 +164,36 @@ class ChunkedBody:
         return len(data)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Head:
     """Status line and headers (names in lower case) of a response, and how its body is framed."""
 
     status: int
-    headers: dict[bytes, bytes]
+    headers: Mapping[bytes, bytes]
     keep_alive: bool
-    body: Body = field(repr=False)
+    framing: Callable[[], Body]
 
     def header(self, name: bytes) -> str | None:
         value = self.headers.get(name)
         return None if value is None else value.decode("latin-1")
+
+
+class Heads:
+    """Parses heads, and keeps the last: those of one engine differ in the second of their date alone."""
+
+    def __init__(self) -> None:
+        self._kept: dict[bytes, Head] = {}
+
+    def parse(self, raw: bytes) -> Head:
+        """As `parse_head`."""
+        head = self._kept.get(raw)
+        if head is None:
+            head = parse_head(raw)
+            if len(raw) <= _KEPT_HEAD_BYTES:
+                if len(self._kept) >= _KEPT_HEADS:
+                    self._kept.clear()
+                self._kept[raw] = head
+        return head
 
 
 class _Collector:
@@ -200,22 +219,22 @@ def parse_head(raw: bytes) -> Head:
     if not collector.complete:
         raise UpstreamFailure("bad_response", "the head of the response is incomplete")
     status: int = parser.get_status_code()
-    body = _body_of(status, collector.headers)
-    keep_alive = parser.should_keep_alive() and not isinstance(body, EofBody)
-    return Head(status, collector.headers, keep_alive, body)
+    framing = _framing(status, collector.headers)
+    keep_alive = parser.should_keep_alive() and framing is not EofBody
+    return Head(status, collector.headers, keep_alive, framing)
 
 
-def _body_of(status: int, headers: dict[bytes, bytes]) -> Body:
+def _framing(status: int, headers: Mapping[bytes, bytes]) -> Callable[[], Body]:
     if status < 200 or status in (204, 304):
-        return NoBody()
+        return NoBody
     coding = headers.get(b"transfer-encoding")
     if coding is not None:
         if coding.strip().lower() != b"chunked":
             raise UpstreamFailure("bad_response", "an unknown transfer-encoding")
-        return ChunkedBody()
+        return ChunkedBody
     length = headers.get(b"content-length")
     if length is None:
-        return EofBody()
+        return EofBody
     if not _DIGITS.fullmatch(length):
         raise UpstreamFailure("bad_response", "the content-length is no number")
-    return LengthBody(int(length))
+    return functools.partial(LengthBody, int(length))

@@ -2,6 +2,9 @@
 
 An event ends with an empty line; a line ends with LF, CRLF or CR
 (https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream).
+
+Bytes are looked for with `find` where each request comes by: for `in` CPython first tries to take them for a
+number, and makes and drops a TypeError with its text.
 """
 
 from __future__ import annotations
@@ -61,14 +64,17 @@ def last_event_end(data: bytes) -> int:
 
 def split(block: bytes) -> list[bytes]:
     """The events of a block of whole events, each with its empty line, in order and without loss."""
-    if b"\r" not in block:  # as vLLM writes it
-        *events, rest = block.split(b"\n\n")
-        whole = [event + b"\n\n" for event in events]
-        return [*whole, rest] if rest else whole
     events, start = [], 0
-    for end in _EVENT_END.finditer(block):
-        events.append(block[start : end.end()])
-        start = end.end()
+    if block.find(b"\r") < 0:  # as vLLM writes it
+        while (end := block.find(b"\n\n", start) + 2) > 1:
+            events.append(block[start:end])
+            start = end
+        if start < len(block):
+            events.append(block[start:])
+        return events
+    for found in _EVENT_END.finditer(block):
+        events.append(block[start : found.end()])
+        start = found.end()
     if start < len(block):
         events.append(block[start:])
     return events
@@ -76,7 +82,8 @@ def split(block: bytes) -> list[bytes]:
 
 def last_event(block: bytes) -> bytes:
     """The last event of a block of whole events that end as vLLM's do."""
-    return block[block.rfind(b"\n\n", 0, -2) + 2 :] if b"\n\n" in block[:-2] else block
+    before = block.rfind(b"\n\n", 0, -2)
+    return block[before + 2 :] if before >= 0 else block
 
 
 def data_of(event: bytes) -> bytes | None:

@@ -12,14 +12,11 @@ import json
 from dataclasses import dataclass
 
 from vllm_gateway.json_value import json_value
+from vllm_gateway.upstream.http1 import SIZES
 
 _KEYS = (b'"content":"', b'"text":"', b'"reasoning":"', b'"reasoning_content":"')
 _DELTA = {"content", "reasoning", "reasoning_content", "role"}
 _MARK = "\N{REPLACEMENT CHARACTER}"
-_BACKSLASH = ord("\\")
-# Size line of a chunk -> payload's size. What is not here (one digit, capitals, extensions, more than 4 kB)
-# takes the long way.
-_SIZES = {b"%x\r\n" % size: size for size in range(16, 4096)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +38,17 @@ class Template:
         at, texts = 0, []
         while at < end:
             start = at + 5
-            size = _SIZES.get(data[at:start])
+            size = SIZES.get(data[at:start])
             if size is None:
                 start = at + 4
-                size = _SIZES.get(data[at:start])
+                size = SIZES.get(data[at:start])
                 if size is None:
                     break
             text, tail = start + before, start + size - after
             if text > tail or not (data.startswith(framed_suffix, tail) and data.startswith(prefix, start)):
                 break
             inside = data[text:tail]
-            if b'"' in inside or b"\n" in inside or (inside and inside[-1] == _BACKSLASH):
+            if inside.find(b'"') >= 0 or inside.find(b"\n") >= 0 or inside.endswith(b"\\"):
                 break
             texts.append(inside)
             at = start + size + 2

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from vllm_gateway.errors import bad_request
 from vllm_gateway.policy import multipart
 from vllm_gateway.policy.envelope import Span, splice
@@ -15,6 +18,23 @@ _TRUE = frozenset({"1", "on", "t", "true", "y", "yes"})  # what vLLM's parser, P
 _FALSE = frozenset({"0", "off", "f", "false", "n", "no"})
 
 
+@dataclass(slots=True, kw_only=True)
+class FormRequest(Request):
+    """A form that goes on as it came, but for `changes` and the engine's name of the model."""
+
+    asked: str | None
+    form: multipart.Form
+    changes: Sequence[tuple[Span, bytes]]
+
+    def body_for(self, model: Model) -> bytes:
+        body, form, changes = self.body, self.form, self.changes
+        if self.asked == model.upstream_name or (self.asked is None and not model.adapter):
+            return splice(body, changes) if changes else body
+        if self.asked is None:
+            return splice(body, [*changes, form.addition("model", model.upstream_name)])
+        return splice(body, [*changes, (form.fields["model"], model.upstream_name.encode())])
+
+
 def understand(body: bytes, content_type: bytes, table: Table, default: str | None) -> Request:
     """Reads what the gateway acts on. Raises GatewayError: 400, 404, or 503 while no model is known."""
     boundary = multipart.boundary_of(content_type)
@@ -23,17 +43,9 @@ def understand(body: bytes, content_type: bytes, table: Table, default: str | No
     models = table.resolve(check_name(name)) if name is not None else choose_default(table, default)
     stream = _flag(body, form, "stream")
     changes, strip = _ask_for_usage(body, form) if stream else ([], False)
-
-    def body_for(model: Model) -> bytes:
-        if name == model.upstream_name or (name is None and not model.adapter):
-            return splice(body, changes) if changes else body
-        if name is None:
-            return splice(body, [*changes, form.addition("model", model.upstream_name)])
-        return splice(body, [*changes, (form.fields["model"], model.upstream_name.encode())])
-
     kind = f'multipart/form-data; boundary="{boundary.decode("ascii")}"'
     public = name or models[0].public_name
-    return Request(public, models, stream, strip, body, body_for, str, kind)
+    return FormRequest(public, models, stream, strip, body, kind, asked=name, form=form, changes=changes)
 
 
 def _ask_for_usage(body: bytes, form: multipart.Form) -> tuple[list[tuple[Span, bytes]], bool]:

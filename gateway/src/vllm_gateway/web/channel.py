@@ -1,4 +1,4 @@
-"""The way back to the caller, twice: below ASGI onto the transport, and through plain ASGI `send`.
+"""The way to the caller and back. There are two: below ASGI (`turn`), and plain ASGI, as it is here.
 
 Both write a block in one piece, tell a `Flow` when to hold back, and cancel the request's own task (the
 owner) when the caller leaves. The relay does not know which of the two it has.
@@ -12,10 +12,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
-
-from vllm_gateway.web.protocol import EXTENSION, Raw
-
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -23,7 +19,7 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 _HIGH_WATER = 64 * 1024
-_NO_CONTENT = 204  # has no length either (RFC 9110, 8.6)
+NO_CONTENT = 204  # has no length either (RFC 9110, 8.6)
 
 
 class Flow(Protocol):
@@ -72,7 +68,11 @@ class Channel(Protocol):
         """The request's body if all of it is here; otherwise it is to be received."""
         ...
 
-    def watch(self, receive: Receive) -> None:
+    def receive(self) -> Awaitable[Message]:
+        """What comes of the body next, as ASGI says it."""
+        ...
+
+    def watch(self) -> None:
         """From now on, once the body is read, the owner is cancelled when the caller leaves."""
         ...
 
@@ -80,157 +80,16 @@ class Channel(Protocol):
         """Until `done`, or until everything written is handed on, whichever is later."""
         ...
 
-    async def ready(self) -> None:
-        """Until the caller has read, nearly, what was answered before on its connection."""
-        ...
-
     def unread(self) -> int:
         """Bytes that were written and that the caller has not read, as far as can be known here."""
         ...
-
-    async def close(self) -> None:
-        """Lets go of the connection; safe to call twice."""
-        ...
-
-
-class RawChannel:
-    """Writes to uvicorn's transport. Every state of uvicorn's cycle that matters is kept as it keeps it."""
-
-    def __init__(self, raw: Raw) -> None:
-        self._protocol = raw.protocol
-        self._cycle = raw.cycle
-        self._transport: asyncio.Transport = raw.protocol.transport
-        self._owner = asyncio.current_task()
-        self._head = b""
-        self.forwards = False  # whether the body is chunked
-        self.flow: Flow | None = None
-        self.gone = self._transport.is_closing() or self._cycle.disconnected
-        self.started = False
-        self.finished = False
-        raw.protocol.listener = self
-
-    def start(self, status: int, headers: Headers, length: int | None) -> None:
-        cycle = self._cycle
-        # Before the first byte: were the task cancelled now, uvicorn would write a head of its own.
-        cycle.response_started = True
-        cycle.waiting_for_100_continue = False
-        self.started = True
-        lines = [STATUS_LINE[status]]
-        lines += [b"%b: %b\r\n" % header for header in cycle.default_headers]
-        lines += [b"%b: %b\r\n" % header for header in headers]
-        cycle.keep_alive = cycle.keep_alive and (b"connection", b"close") not in headers
-        if status == _NO_CONTENT:
-            pass
-        elif length is not None:
-            lines.append(b"content-length: %d\r\n" % length)
-        elif cycle.scope["http_version"] == "1.1":
-            self.forwards = True
-            lines.append(b"transfer-encoding: chunked\r\n")
-        else:
-            cycle.keep_alive = False
-        if not cycle.keep_alive and (b"connection", b"close") not in headers:
-            lines.append(b"connection: close\r\n")
-        lines.append(b"\r\n")
-        self._head = b"".join(lines)
-
-    def write(self, block: bytes) -> None:
-        self.forward(b"%x\r\n%b\r\n" % (len(block), block) if self.forwards else block)
-
-    def forward(self, chunks: bytes) -> None:
-        if self.gone:
-            return
-        if self._head:
-            chunks, self._head = self._head + chunks, b""
-        self._transport.write(chunks)
-
-    def direct(self) -> Callable[[bytes], None] | None:
-        # uvloop's raises where it was lost, so `flow` is told of that at once; the owner's turn comes later.
-        return self._transport.write if self.forwards and not self._head else None
-
-    def flush(self) -> None:
-        if self._head:
-            self.forward(b"")
-
-    def finish(self, block: bytes = b"") -> None:
-        if self.finished or self.gone:
-            return
-        self.finished = True
-        if self._cycle.scope["method"] == "HEAD":
-            block = b""  # the head says how long it would be (RFC 9110, 9.3.2)
-        if self.forwards:
-            self.forward(b"%x\r\n%b\r\n0\r\n\r\n" % (len(block), block) if block else b"0\r\n\r\n")
-        elif block or self._head:
-            self.forward(block)
-        self._release()
-        cycle = self._cycle
-        cycle.response_complete = True
-        cycle.message_event.set()
-        if not cycle.keep_alive:
-            self._transport.close()
-        cycle.on_response()
-
-    def abort(self) -> None:
-        self.gone = True
-        self._cycle.disconnected = True
-        self._transport.abort()
-
-    def whole_body(self) -> bytes | None:
-        """The usual request comes in one read, head and body, and need not wait for itself."""
-        cycle = self._cycle
-        return None if cycle.more_body or cycle.disconnected else bytes(cycle.body)
-
-    def watch(self, receive: Receive) -> None:  # noqa: ARG002 - the other channel needs it
-        """The protocol calls `connection_lost`; reading must go on, or it could not know."""
-        self._cycle.body = bytearray()  # it has been read, and the connection may idle for long
-        if not self._protocol.pipeline:
-            self._protocol.flow.resume_reading()
-
-    async def wait(self, done: asyncio.Future[Any]) -> None:
-        if done.done():
-            return
-        # Awaited itself it would be cancelled with its waiter; asyncio.wait would do, for ten times as much.
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        done.add_done_callback(lambda _: None if waiter.done() else waiter.set_result(None))
-        await waiter
-
-    async def ready(self) -> None:
-        if self._protocol.flow.write_paused:
-            await self._protocol.flow.drain()
-
-    def unread(self) -> int:
-        return self._protocol.unread()
-
-    async def close(self) -> None:
-        self._release()
-
-    # Listener
-
-    def pause_writing(self) -> None:
-        if self.flow is not None:
-            self.flow.pause()
-
-    def resume_writing(self) -> None:
-        if self.flow is not None:
-            self.flow.resume()
-
-    def connection_lost(self) -> None:
-        self.gone = True
-        # uvicorn marks the connection's newest cycle only, which a pipelined request may have replaced.
-        self._cycle.disconnected = True
-        if self.flow is not None:
-            self.flow.lost()
-        if self._owner is not None and not self.finished:
-            self._owner.cancel()
-
-    def _release(self) -> None:
-        if self._protocol.listener is self:
-            self._protocol.listener = None
 
 
 class AsgiChannel:
     """Plain ASGI: what is written waits here until the owner's task, in `wait`, has sent it."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._asgi_receive = receive
         self._asgi_send = send
         self._owner = asyncio.current_task()
         self._watcher: asyncio.Task[None] | None = None
@@ -246,7 +105,7 @@ class AsgiChannel:
 
     def start(self, status: int, headers: Headers, length: int | None) -> None:
         self.started = True
-        extra = [] if length is None or status == _NO_CONTENT else [(b"content-length", b"%d" % length)]
+        extra = [] if length is None or status == NO_CONTENT else [(b"content-length", b"%d" % length)]
         self._put({"type": "http.response.start", "status": status, "headers": [*headers, *extra]}, 0)
 
     def write(self, block: bytes) -> None:
@@ -274,8 +133,11 @@ class AsgiChannel:
     def whole_body(self) -> bytes | None:
         return None
 
-    def watch(self, receive: Receive) -> None:
-        self._watcher = asyncio.ensure_future(self._until_disconnect(receive))
+    def receive(self) -> Awaitable[Message]:
+        return self._asgi_receive()
+
+    def watch(self) -> None:
+        self._watcher = asyncio.ensure_future(self._until_disconnect())
 
     async def wait(self, done: asyncio.Future[Any]) -> None:
         done.add_done_callback(lambda _: self._news.set())
@@ -284,13 +146,11 @@ class AsgiChannel:
             self._news.clear()
             await self._flush()
 
-    async def ready(self) -> None:
-        """The server's `send` waits by itself."""
-
     def unread(self) -> int:
         return self._queued
 
     async def close(self) -> None:
+        """Sends what is left; safe to call twice."""
         if not self.gone:
             await self._flush()
         if self._watcher is not None:
@@ -325,8 +185,8 @@ class AsgiChannel:
             if self.flow is not None:
                 self.flow.pause()
 
-    async def _until_disconnect(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
+    async def _until_disconnect(self) -> None:
+        while (await self.receive())["type"] != "http.disconnect":
             pass
         if not self.finished:
             self._leave()
@@ -335,9 +195,3 @@ class AsgiChannel:
         self.gone = True
         if self._owner is not None:
             self._owner.cancel()
-
-
-def channel_for(scope: Scope, send: Send) -> Channel:
-    """The raw channel where the server offers its connection, plain ASGI where it does not."""
-    raw = scope.get("extensions", {}).get(EXTENSION)
-    return RawChannel(raw) if isinstance(raw, Raw) else AsgiChannel(send)

@@ -7,10 +7,9 @@ is JSON, and the last one is `{"done": true}` however the stream ended.
 
 from __future__ import annotations
 
-import functools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -86,6 +85,22 @@ class ChatResponse(BaseModel):
     usage: ChatUsage
 
 
+@dataclass(slots=True, kw_only=True)
+class TranslatedRequest(Request):
+    """One whose engine gets `options` in place of the body."""
+
+    options: Mapping[str, Any]
+
+    def body_for(self, model: Model) -> bytes:
+        return json.dumps({"model": model.upstream_name, **self.options}).encode()
+
+    def prefix(self) -> str:
+        return conversation_prefix(self.options["messages"])
+
+    def let_go(self) -> None:
+        self.body, self.options = b"", {}
+
+
 def understand(
     body: bytes, table: Table, limits: RequestLimits, *, stream: bool, default: str | None
 ) -> Request:
@@ -100,13 +115,8 @@ def understand(
     if stream:
         options["stream_options"] = {"include_usage": True}
     options |= chat.model_dump(include={"temperature", "max_tokens"}, exclude_none=True)
-
-    def body_for(model: Model) -> bytes:
-        return json.dumps({"model": model.upstream_name, **options}).encode()
-
     name = chat.model or models[0].public_name
-    prefix = functools.partial(conversation_prefix, options["messages"])
-    return Request(name, models, stream, strip_usage=False, body=body, make_body=body_for, prefix=prefix)
+    return TranslatedRequest(name, models, stream, strip_usage=False, body=body, options=options)
 
 
 def _invalid(error: ValidationError) -> GatewayError:

@@ -32,13 +32,11 @@ class Account:
             self.prompt_tokens = _count(usage["input_tokens"], self.prompt_tokens) + cached
             self.completion_tokens = _count(usage.get("output_tokens"), self.completion_tokens)
         else:
-            self.prompt_tokens = _count(usage.get("prompt_tokens"), self.prompt_tokens)
-            self.completion_tokens = _count(usage.get("completion_tokens"), self.completion_tokens)
-
-    @property
-    def completion_seen(self) -> int:
-        """Completion tokens by the engine's own count; by events where the stream broke before it came."""
-        return self.completion_tokens or self.token_events
+            prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+            if isinstance(prompt, int) and prompt >= 0:
+                self.prompt_tokens = prompt
+            if isinstance(completion, int) and completion >= 0:
+                self.completion_tokens = completion
 
 
 def _count(value: object, default: int) -> int:

@@ -20,12 +20,13 @@ from vllm_gateway.errors import (
 )
 from vllm_gateway.policy.limits import request_id
 from vllm_gateway.telemetry import REFUSALS
-from vllm_gateway.web.channel import Headers, Message, Receive, Scope, Send, channel_for
+from vllm_gateway.web.channel import AsgiChannel, Channel, Message, Receive, Scope, Send
 from vllm_gateway.web.cors import CorsPolicy, is_preflight
 from vllm_gateway.web.exchange import Disconnected, Exchange
 from vllm_gateway.web.records import fields_of, status_of
-from vllm_gateway.web.routes import ROUTES
+from vllm_gateway.web.routes import ROUTES, ErrorBody, Handler
 from vllm_gateway.web.services import CALLER, Services
+from vllm_gateway.web.turn import Turn
 
 _LOG = logging.getLogger("vllm_gateway.web")
 _ALLOWED = b"POST, OPTIONS"  # of the relayed routes
@@ -52,47 +53,64 @@ class Edge:
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
 
+    async def relay(self, turn: Turn) -> None:
+        """Answers a POST to a relayed route below ASGI."""
+        services, (path, route) = self._services, turn.target
+        exchange = self._exchange("POST", path, dict(turn.headers), turn, route.family.error_body)
+        try:
+            if services.tracing is not None:
+                self._trace(exchange)
+            if turn.behind:
+                await turn.ready()
+            await services.admission.admit(exchange)
+            await route.handle(services, exchange)
+        except asyncio.CancelledError:
+            if not turn.gone:  # the server's doing; a caller that left is no error
+                await self._fail(exchange, shutting_down())
+        except Exception as problem:  # noqa: BLE001 - the last resort: the caller gets an answer
+            await self._failed(exchange, problem)
+        finally:
+            if not (turn.finished or turn.gone):
+                turn.abort()  # nobody will answer it any more
+            self._end(exchange)
+
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         method, path = scope["method"], scope["path"]
         # As it was written: a proxy in front that judges paths must not read another one than this gateway.
         route = ROUTES.get(scope["raw_path"].decode("latin-1"))
         known = route is not None or path in _KNOWN_PATHS
-        identity = request_id(headers)
-        common = [(b"x-request-id", identity.encode("ascii")), *self._cors.headers(headers)]
-        if self._services.lifecycle.draining:
-            common.append((b"connection", b"close"))
-        exchange = Exchange(
-            method=method,
-            route=path if known else "other",
-            headers=headers,
-            request_id=identity,
-            common_headers=common,
-            receive=receive,
-            channel=channel_for(scope, send),
-            room=self._services.room,
-            error_body=route.family.error_body if route is not None else openai_body,
-        )
+        channel = AsgiChannel(receive, send)
+        error_body = route.family.error_body if route is not None else openai_body
+        exchange = self._exchange(method, path if known else "other", headers, channel, error_body)
         try:
             if is_preflight(method, headers):
                 exchange.respond(204, self._cors.preflight(headers), b"")
             elif route is None:
-                await self._by_fastapi(exchange, common, scope, receive, send)
+                await self._by_fastapi(exchange, scope, receive, send)
             elif method == "OPTIONS":
                 exchange.respond(204, [(b"allow", _ALLOWED)], b"")
             elif method != "POST":
                 await exchange.respond_error(_not_post(method, path))
             else:
-                self._trace(exchange)
                 await self._relayed(exchange, route.handle)
-            await exchange.channel.close()
+            await channel.close()
         except asyncio.CancelledError:
-            if not exchange.channel.gone:
+            if not channel.gone:
                 raise  # the server's doing; a caller that left is no error
         finally:
-            exchange.body_held.let_go()
-            exchange.let_go()
-            self._record(exchange)
+            self._end(exchange)
+
+    def _exchange(
+        self, method: str, route: str, headers: dict[bytes, bytes], channel: Channel, error_body: ErrorBody
+    ) -> Exchange:
+        services, identity = self._services, request_id(headers)
+        common = [(b"x-request-id", identity.encode("ascii"))]
+        if b"origin" in headers:
+            common += self._cors.headers(headers)
+        if services.lifecycle.draining:
+            common.append((b"connection", b"close"))
+        return Exchange(method, route, headers, identity, common, channel, services.room, error_body)
 
     def _trace(self, exchange: Exchange) -> None:
         tracing = self._services.tracing
@@ -102,26 +120,30 @@ class Edge:
             )
             exchange.headers = exchange.trace.headers
 
-    async def _relayed(
-        self, exchange: Exchange, handle: Callable[[Services, Exchange], Awaitable[None]]
-    ) -> None:
+    async def _relayed(self, exchange: Exchange, handle: Handler) -> None:
+        """The same through ASGI."""
+        self._trace(exchange)
         try:
-            await exchange.channel.ready()
             await self._services.admission.admit(exchange)
             await handle(self._services, exchange)
         except asyncio.CancelledError:
             if exchange.channel.gone:
                 raise
             await self._fail(exchange, shutting_down())
-        except Disconnected:
+        except Exception as problem:  # noqa: BLE001 - as above
+            await self._failed(exchange, problem)
+
+    async def _failed(self, exchange: Exchange, problem: Exception) -> None:
+        """Answers what was raised; of what nobody expected, the log has the trace."""
+        if isinstance(problem, GatewayError):
+            await self._fail(exchange, problem)
+        elif isinstance(problem, Disconnected):
             exchange.channel.gone = True
-        except GatewayError as error:
-            await self._fail(exchange, error)
-        except UpstreamFailure as failure:
-            _LOG.warning("engine failed", extra={"fields": fields_of(exchange) | {"detail": str(failure)}})
-            await self._fail(exchange, from_failure(failure))
-        except Exception:  # noqa: BLE001 - the last resort: the caller gets an answer, the log a trace
-            _LOG.exception("request failed", extra={"fields": fields_of(exchange)})
+        elif isinstance(problem, UpstreamFailure):
+            _LOG.warning("engine failed", extra={"fields": fields_of(exchange) | {"detail": str(problem)}})
+            await self._fail(exchange, from_failure(problem))
+        else:
+            _LOG.error("request failed", exc_info=problem, extra={"fields": fields_of(exchange)})
             await self._fail(exchange, internal_error())
 
     async def _fail(self, exchange: Exchange, error: GatewayError) -> None:
@@ -140,13 +162,11 @@ class Edge:
         else:
             await exchange.respond_error(error)
 
-    async def _by_fastapi(
-        self, exchange: Exchange, common: Headers, scope: Scope, receive: Receive, send: Send
-    ) -> None:
+    async def _by_fastapi(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                message = {**message, "headers": [*message.get("headers", ()), *common]}
+                message = {**message, "headers": [*message.get("headers", ()), *exchange.common]}
             await send(message)
 
         if scope["path"] not in _OPEN:
@@ -155,10 +175,12 @@ class Edge:
             except GatewayError as error:
                 await self._fail(exchange, error)
                 return
-        await exchange.channel.close()  # FastAPI answers through `send`
         await self._api({**scope, CALLER: exchange.caller}, receive, send_with_headers)
 
-    def _record(self, exchange: Exchange) -> None:
+    def _end(self, exchange: Exchange) -> None:
+        """Gives back what the request held, and records it."""
+        exchange.body_held.let_go()
+        exchange.let_go()
         exchange.ended_at = asyncio.get_running_loop().time()
         if not exchange.status:
             exchange.outcome = "client_closed"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from vllm_gateway.errors import GatewayError
@@ -17,7 +17,7 @@ from vllm_gateway.policy.room import Held, Room
 from vllm_gateway.settings import RequestLimits
 from vllm_gateway.telemetry import UNKNOWN_MODEL
 from vllm_gateway.tracing import Trace
-from vllm_gateway.web.channel import Channel, Headers, Receive
+from vllm_gateway.web.channel import Channel, Headers
 
 _DISCARD_SECONDS = 1.0
 CLIENT_CLOSED = 499  # nginx's code for a caller that left; it stands in metrics and logs only
@@ -35,15 +35,38 @@ class Exchange:
     `stream_outcome` is empty but for an engine's stream; times are the loop's.
     """
 
+    __slots__ = (
+        "_error_body",
+        "_unread",
+        "body_held",
+        "caller",
+        "channel",
+        "common",
+        "completion_tokens",
+        "ended_at",
+        "error_event",
+        "first_token_at",
+        "headers",
+        "method",
+        "model",
+        "outcome",
+        "permit",
+        "prompt_tokens",
+        "request_id",
+        "route",
+        "started_at",
+        "status",
+        "stream_outcome",
+        "trace",
+    )
+
     def __init__(
         self,
-        *,
         method: str,
         route: str,
         headers: Mapping[bytes, bytes],
         request_id: str,
-        common_headers: Headers,
-        receive: Receive,
+        common: Headers,
         channel: Channel,
         room: Room,
         error_body: Callable[[GatewayError], dict[str, Any]],
@@ -66,8 +89,7 @@ class Exchange:
         self.ended_at = self.started_at
         self.prompt_tokens = self.completion_tokens = 0
         self.stream_outcome = ""
-        self._common = common_headers
-        self._receive = receive
+        self.common = common
         self._error_body = error_body
         self._unread = True
 
@@ -77,13 +99,13 @@ class Exchange:
             self.permit.give_back()
             self.permit = None
 
-    async def body(self, limits: RequestLimits) -> bytes:
+    def body(self, limits: RequestLimits) -> Coroutine[Any, Any, bytes]:
         """The request's body, which is JSON. Raises GatewayError (408, 413, 415) or Disconnected."""
-        return await self._body(limits, limits.body_bytes, JSON)
+        return self._body(limits, limits.body_bytes, JSON)
 
-    async def form(self, limits: RequestLimits) -> bytes:
+    def form(self, limits: RequestLimits) -> Coroutine[Any, Any, bytes]:
         """The same of a form with a file."""
-        return await self._body(limits, limits.upload_bytes, multipart.KIND)
+        return self._body(limits, limits.upload_bytes, multipart.KIND)
 
     async def _body(self, limits: RequestLimits, max_bytes: int, kind: bytes) -> bytes:
         check_declared(self.headers, max_bytes, kind)
@@ -91,21 +113,21 @@ class Exchange:
         if whole is not None and len(whole) <= max_bytes:
             self._unread = False
             self.body_held.add(len(whole))
-            self.channel.watch(self._receive)
+            self.channel.watch()
             return whole
         try:
             async with asyncio.timeout(limits.body_timeout):
                 body = await self._read(max_bytes)
         except TimeoutError:
             raise body_too_slow(limits.body_timeout) from None
-        self.channel.watch(self._receive)
+        self.channel.watch()
         return body
 
     async def _read(self, limit: int) -> bytes:
         pieces: list[bytes] = []
         left = limit
         while self._unread:
-            message = await self._receive()
+            message = await self.channel.receive()
             if message["type"] == "http.disconnect":
                 raise Disconnected
             piece: bytes = message.get("body", b"")
@@ -119,7 +141,7 @@ class Exchange:
 
     def start(self, status: int, headers: Headers, length: int | None = None) -> None:
         self.status = status
-        self.channel.start(status, [*headers, *self._common], length)
+        self.channel.start(status, [*headers, *self.common], length)
 
     def respond(self, status: int, headers: Headers, body: bytes) -> None:
         self.start(status, headers, len(body))
@@ -149,7 +171,7 @@ class Exchange:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DISCARD_SECONDS):
                 while self._unread:
-                    message = await self._receive()
+                    message = await self.channel.receive()
                     if message["type"] == "http.disconnect":
                         return
                     self._unread = bool(message.get("more_body", False))

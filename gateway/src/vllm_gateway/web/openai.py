@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vllm_gateway.errors import GatewayError, bad_request, openai_error, retry_hint
@@ -46,17 +46,42 @@ class Request:
     stream: bool
     strip_usage: bool
     body: bytes
-    make_body: Callable[[Model], bytes]
-    prefix: Callable[[], str]
     content_type: str = "application/json"
 
     def body_for(self, model: Model) -> bytes:
         """What the engine of `model` gets."""
-        return self.make_body(model)
+        raise NotImplementedError(model)
+
+    def prefix(self) -> str:
+        """How the prompt begins, for routing; nothing where that cannot be known."""
+        return ""
 
     def let_go(self) -> None:
         """Nobody asks for the body any more: a stream may go on for long, and a body may hold images."""
-        self.body, self.make_body, self.prefix = b"", _let_go, str
+        self.body = b""
+
+
+@dataclass(slots=True, kw_only=True)
+class JsonRequest(Request):
+    """One whose body goes on as it came, but for `changes` and the engine's name of the model. `asked` is the
+    name that it has itself, `spans` where in the body is what the gateway acts on.
+    """
+
+    asked: str | None
+    spans: Mapping[str, Span]
+    changes: Sequence[tuple[Span, bytes]]
+
+    def body_for(self, model: Model) -> bytes:
+        body, changes = self.body, self.changes
+        if self.asked == model.upstream_name or (self.asked is None and not model.adapter):
+            return envelope.splice(body, changes) if changes else body
+        engines_name, span = json.dumps(model.upstream_name).encode(), self.spans.get("model")
+        if span is None:
+            return envelope.splice(body, [envelope.prepend(body, b'"model":' + engines_name), *changes])
+        return envelope.splice(body, [*changes, (span, engines_name)])
+
+    def prefix(self) -> str:
+        return _prefix(self.body, self.spans)
 
 
 def understand(
@@ -70,25 +95,11 @@ def understand(
     changes, strip = _ask_for_usage(body, spans) if stream and reading.ask_usage else ([], False)
     if reading.stored:
         _refuse_stored(body, spans, models)
-    model_span = spans.get("model")
-
-    def body_for(model: Model) -> bytes:
-        if name == model.upstream_name or (name is None and not model.adapter):
-            return envelope.splice(body, changes) if changes else body
-        engines_name = json.dumps(model.upstream_name).encode()
-        if model_span is None:
-            return envelope.splice(body, [envelope.prepend(body, b'"model":' + engines_name), *changes])
-        return envelope.splice(body, [*changes, (model_span, engines_name)])
-
     public = name or models[0].public_name
-    return Request(public, models, stream, strip, body, body_for, lambda: _prefix(body, spans))
+    return JsonRequest(public, models, stream, strip, body, asked=name, spans=spans, changes=changes)
 
 
-def _let_go(_: Model) -> bytes:
-    raise AssertionError("the body of an answered request is asked for")
-
-
-def _prefix(body: bytes, spans: dict[str, Span]) -> str:
+def _prefix(body: bytes, spans: Mapping[str, Span]) -> str:
     """How the prompt begins, for routing; nothing where it has no text."""
     key = next((key for key in ("messages", "prompt", "input") if key in spans), None)
     if key is None:
@@ -137,7 +148,7 @@ def check_name(value: object) -> str:
     return value
 
 
-def _refuse_stored(body: bytes, spans: dict[str, Span], models: tuple[Model, ...]) -> None:
+def _refuse_stored(body: bytes, spans: Mapping[str, Span], models: tuple[Model, ...]) -> None:
     """A 400 where a request refers to what another replica may hold: it would be found only by luck."""
     replicas = sum(len(model.endpoints) for model in models)
     given = (key for key in _STORED if key in spans and envelope.decode(body, spans[key], key))
@@ -221,19 +232,27 @@ class OpenAIStream(Shortcut):
         # Inside JSON strings quotes are escaped, so a model's text cannot look like one of these. Four
         # searches of some 200 bytes cost a quarter of a microsecond; parsing each event costs ten times that.
         if (
-            b'"choices":[]' in block
-            or b'"finish_reason":"' in block
-            or b"data: [DONE]" in block
-            or b'"error"' in block
+            block.find(b'"choices":[]') >= 0
+            or block.find(b'"finish_reason":"') >= 0
+            or block.find(b"data: [DONE]") >= 0
+            or block.find(b'"error"') >= 0
         ):
             return b"".join(map(self._passed, sse.split(block)))
         return self._released_early() + block if self.holds and sse.has_data(block) else block
 
     def has_token(self, block: bytes) -> bool:
-        return any(_is_token(sse.data_of(event)) for event in sse.split(block))
+        for event in sse.split(block):
+            # Not the first chunk of a chat, which only says who speaks.
+            speaker = event.find(b'"role":"') >= 0 and (
+                event.find(b'"content":""') >= 0 or event.find(b'"content":null') >= 0
+            )
+            if not speaker and sse.has_data(event):
+                return True
+        return False
 
     def end(self) -> bytes:
-        return self._released(None) + (b"" if self.account.done else _DONE)
+        last = b"" if self.account.done else _DONE
+        return self._released(None) + last if self.holds else last
 
     def failed(self, error: GatewayError) -> bytes:
         document = {"error": openai_error(error) | retry_hint(error)}
@@ -244,15 +263,16 @@ class OpenAIStream(Shortcut):
         data = sse.data_of(event)
         if data == b"[DONE]":
             self.account.done = True
-            return self._released(None) + event
+            return self._released(None) + event if self.holds else event
         document = json_object(data)
         if document is None:
-            return event if data is None else self._released_early() + event
+            return self._released_early() + event if self.holds and data is not None else event
         if document.get("error"):
             self.account.failure = "in_band_error"
         usage, choices = document.get("usage"), document.get("choices")
-        self.account.read_usage(usage)
-        finishes = isinstance(choices, list) and self._read_finish(choices)
+        if usage:
+            self.account.read_usage(usage)
+        finishes = bool(choices) and isinstance(choices, list) and self._read_finish(choices)
         if not self._strip_usage:
             return event
         if choices == [] and usage:
@@ -260,13 +280,13 @@ class OpenAIStream(Shortcut):
         if finishes and usage:  # the engine was started to count in every event: the last is not ours to take
             self._strip_usage = False
         if not finishes or usage:
-            return self._released_early() + event
+            return self._released_early() + event if self.holds else event
         self._finishing.append(event)
         self.holds = True
         return b""
 
     def _released_early(self) -> bytes:
-        return self._released(self._fingerprints.of(self._engine)) if self.holds else b""
+        return self._released(self._fingerprints.of(self._engine))
 
     def _released(self, fingerprint: object) -> bytes:
         events, self._finishing = self._finishing, []
@@ -277,13 +297,14 @@ class OpenAIStream(Shortcut):
         return b"".join(events)
 
     def _read_finish(self, choices: list[object]) -> bool:
-        reasons = [choice.get("finish_reason") for choice in choices if isinstance(choice, dict)]
-        for reason in reasons:
+        finishes = False
+        for choice in choices:
+            reason = choice.get("finish_reason") if isinstance(choice, dict) else None
             if isinstance(reason, str):
-                self.account.finish_reason = reason
+                finishes, self.account.finish_reason = True, reason
                 if reason == "abort":  # vLLM at SIGTERM: it looks like an end and is none
                     self.account.failure = "abort"
-        return any(isinstance(reason, str) for reason in reasons)
+        return finishes
 
 
 def _with_fingerprint(event: bytes, value: bytes) -> bytes:
@@ -292,13 +313,6 @@ def _with_fingerprint(event: bytes, value: bytes) -> bytes:
         return event.replace(b'"system_fingerprint":null', b'"system_fingerprint":' + value)
     before, closing, after = event.rpartition(b"}")
     return before + b',"system_fingerprint":' + value + closing + after
-
-
-def _is_token(data: bytes | None) -> bool:
-    """Not the first chunk of a chat, which only says who speaks."""
-    if data is None:
-        return False
-    return not (b'"role":"' in data and (b'"content":""' in data or b'"content":null' in data))
 
 
 def json_object(data: bytes | None) -> dict[str, object] | None:
@@ -320,7 +334,7 @@ def count_whole(body: bytes, account: Account, limits: RequestLimits) -> None:
         pass  # not JSON (plain text, say): nothing to count
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, as Request
 class OpenAIDialect:
     """One request in OpenAI's words."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from vllm_gateway.policy.keys import ANONYMOUS
@@ -17,25 +16,8 @@ from vllm_gateway.telemetry import AccessLog, Metrics
 from vllm_gateway.web.exchange import CLIENT_CLOSED, Exchange
 
 _DELAY = 0.05  # seconds: nobody who reads metrics or a log sees the difference
-_MOST = 64  # at once, so that nobody waits for them
-
-
-@dataclass(slots=True)
-class Ended:
-    """A finished request, without what it held. Times are the loop's."""
-
-    model: str
-    route: str
-    status: int
-    started_at: float
-    ended_at: float
-    first_token_at: float | None
-    stream_outcome: str
-    caller: str
-    prompt_tokens: int
-    completion_tokens: int
-    outcome: str
-    fields: dict[str, Any]
+_AT_ONCE = 4  # then the loop looks for others, so that no first token waits for all of them
+_MOST = 256  # that wait
 
 
 class Records:
@@ -46,26 +28,11 @@ class Records:
     def __init__(self, metrics: Metrics, access_log: AccessLog) -> None:
         self._metrics = metrics
         self._access_log = access_log
-        self._ended: list[Ended] = []
+        self._ended: list[Exchange] = []
         self._armed = False
 
     def add(self, exchange: Exchange) -> None:
-        self._ended.append(
-            Ended(
-                exchange.model,
-                exchange.route,
-                status_of(exchange),
-                exchange.started_at,
-                exchange.ended_at,
-                exchange.first_token_at,
-                exchange.stream_outcome,
-                exchange.caller.name,
-                exchange.prompt_tokens,
-                exchange.completion_tokens,
-                exchange.outcome,
-                fields_of(exchange),
-            )
-        )
+        self._ended.append(exchange)
         if not self._armed:
             self._armed = True
             asyncio.get_running_loop().call_later(_DELAY, self._in_time)
@@ -73,21 +40,31 @@ class Records:
             self.flush()
 
     def _in_time(self) -> None:
-        self._armed = False
-        self.flush()
+        self._tell(_AT_ONCE)
+        self._armed = bool(self._ended)
+        if self._armed:
+            asyncio.get_running_loop().call_soon(self._in_time)
+        else:
+            self._metrics.settle_gaps()
 
     def flush(self) -> None:
-        ended, self._ended = self._ended, []
+        self._metrics.settle_gaps()
+        self._tell(len(self._ended))
+
+    def _tell(self, most: int) -> None:
+        """Of the oldest, so many."""
+        ended = self._ended[:most]
+        del self._ended[:most]
         for each in ended:
             self._count(each)
         if ended and self._access_log.on:
             self._access_log.write(_lines(ended, time.time() - time.monotonic()))
 
-    def _count(self, ended: Ended) -> None:
+    def _count(self, ended: Exchange) -> None:
         metrics, model = self._metrics, ended.model
-        metrics.requests.labels(model, ended.route, str(ended.status)).inc()
+        metrics.requests.labels(model, ended.route, str(status_of(ended))).inc()
         metrics.duration.labels(model, ended.route).observe(ended.ended_at - ended.started_at)
-        metrics.count_tokens(model, ended.caller, ended.prompt_tokens, ended.completion_tokens)
+        metrics.count_tokens(model, ended.caller.name, ended.prompt_tokens, ended.completion_tokens)
         if ended.stream_outcome:
             metrics.streams_ended.labels(model, ended.stream_outcome).inc()
         if ended.first_token_at is not None:
@@ -110,9 +87,10 @@ def fields_of(exchange: Exchange) -> dict[str, Any]:
     }
 
 
-def _lines(requests: list[Ended], epoch: float) -> Iterator[tuple[float, dict[str, Any]]]:
+def _lines(requests: list[Exchange], epoch: float) -> Iterator[tuple[float, dict[str, Any]]]:
     """`epoch` is when the monotonic clock, which is the loop's, was at 0."""
     for ended in requests:
         seconds = round(ended.ended_at - ended.started_at, 4)
         outcome = {"outcome": ended.outcome} if ended.outcome else {}
-        yield epoch + ended.ended_at, ended.fields | {"status": ended.status, "seconds": seconds} | outcome
+        fields = fields_of(ended) | {"status": status_of(ended), "seconds": seconds} | outcome
+        yield epoch + ended.ended_at, fields

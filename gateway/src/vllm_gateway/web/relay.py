@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from vllm_gateway.errors import GatewayError, UpstreamFailure, from_engine, from_failure
-from vllm_gateway.policy.cache import Answer, Recorder
+from vllm_gateway.policy.cache import Answer
 from vllm_gateway.policy.room import Held
 from vllm_gateway.routing.balance import WELL
 from vllm_gateway.routing.table import Model
 from vllm_gateway.settings import Timeouts
 from vllm_gateway.telemetry import Gaps
 from vllm_gateway.upstream.attempt import Call, Upstream
-from vllm_gateway.upstream.http1 import Head
 from vllm_gateway.upstream.sse import Events, has_data
 from vllm_gateway.web.channel import Channel, Headers
 from vllm_gateway.web.dialect import Account, Dialect, StreamDialect
@@ -29,16 +27,13 @@ from vllm_gateway.web.waiting import wait_for_place
 
 _LOG = logging.getLogger("vllm_gateway.relay")
 _MAX_ERROR_BODY = 64 * 1024
+_EVENT_STREAM = b"text/event-stream"
 _SSE_HEADERS: Headers = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"content-type", _EVENT_STREAM + b"; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
 _COMMENT = ord(":")
-
-
-def _ignore(_: bytes) -> None:
-    pass
 
 
 class Stream:
@@ -50,32 +45,31 @@ class Stream:
     def __init__(
         self, channel: Channel, upstream: Upstream, dialect: StreamDialect, gaps: Gaps, timeouts: Timeouts
     ) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         self._channel = channel
         self._upstream = upstream
         self._dialect = dialect
-        self._events = Events()
-        self._write: Callable[[bytes], None] = channel.write
-        self._now = self._loop.time
-        events, connection = self._events, upstream.connection
-        self.tokens = Tokens(channel, connection, events, dialect, gaps, self._now, upstream.sent_at)
+        self._events = events = Events()
+        self.tokens = Tokens(channel, upstream.connection, events, dialect, gaps, loop.time, upstream.sent_at)
         limits = upstream.model.limits
         self._first_token_timeout = limits.first_token or timeouts.first_token
         self._idle_timeout = limits.idle or timeouts.idle
         self._write_stall = timeouts.write_stall
         self._stalled: StallWatch | None = None
         self.first_token_at: float | None = None
-        self._watchdog = self._look_again()
         self.outcome = "client_closed"  # until the stream ends in another way
         self.failure: UpstreamFailure | None = None
-        self.done: asyncio.Future[None] = self._loop.create_future()
+        self.done: asyncio.Future[None] = loop.create_future()
+        self._watchdog = self._look_again()
 
     # upstream.client.Sink
 
     def data(self, payload: bytes) -> None:
+        if self.done.done():  # the engine may still send, until its connection closes
+            return
         sent = self._take(payload)
         if sent:
-            self._write(sent)
+            self._channel.write(sent)
 
     def _take(self, payload: bytes) -> bytes:
         """What is sent for a read, which it accounts for."""
@@ -105,7 +99,7 @@ class Stream:
             self._finish("complete", last + self._dialect.end())
         else:
             if last:
-                self._write(last)
+                self._channel.write(last)
             self.failed(UpstreamFailure("eof", "the stream ended without its terminator"))
 
     def failed(self, failure: UpstreamFailure) -> None:
@@ -133,12 +127,11 @@ class Stream:
         if self._stalled is not None:
             self._stalled.stop()
             self._stalled = None
-        self.tokens.last = self._now()  # the engine could not show progress meanwhile
+        self.tokens.last = self._loop.time()  # the engine could not show progress meanwhile
         self._upstream.connection.resume()
 
     def lost(self) -> None:
         self.tokens.close()
-        self._write = _ignore
         if self._stalled is not None:
             self._stalled.stop()
             self._stalled = None
@@ -146,15 +139,15 @@ class Stream:
     # Ends
 
     def close(self) -> None:
-        """Stops the timers; nothing is delivered any more."""
+        """Stops the timers; nothing is delivered any more. Safe to call twice."""
+        if self.done.done():
+            return
+        self.done.set_result(None)
         self._watchdog.cancel()
         if self._stalled is not None:
             self._stalled.stop()
         self._channel.flow = None
         self.tokens.close()
-        self._write = _ignore  # the engine may still send, until its connection closes
-        if not self.done.done():
-            self.done.set_result(None)
 
     def _finish(self, outcome: str, last: bytes | None) -> None:
         if self.done.done():
@@ -176,14 +169,14 @@ class Stream:
 
     def _look_again(self) -> asyncio.TimerHandle:
         """At the deadline; before the first token no later than the idle timeout, which counts from it on."""
-        deadline, latest = self._deadline(), self._now() + self._idle_timeout
+        deadline, latest = self._deadline(), self._loop.time() + self._idle_timeout
         if self._stalled is not None or (self.first_token_at is None and latest < deadline):
             deadline = latest
         return self._loop.call_at(deadline, self._check_progress)
 
     def _check_progress(self) -> None:
         """Runs once a timeout, not once an event: it looks when the last event was."""
-        if self._stalled is not None or self._now() < self._deadline():
+        if self._stalled is not None or self._loop.time() < self._deadline():
             self._watchdog = self._look_again()
             return
         reason = "first_token_timeout" if self.first_token_at is None else "idle_timeout"
@@ -264,18 +257,15 @@ class RelayResponse:
             try:
                 request.let_go()
                 self.exchange.body_held.let_go()
-                await self._answer(upstream)
+                self.exchange.model = upstream.model.key
+                if not 200 <= upstream.head.status < 300:
+                    await self._refuse(upstream)
+                elif upstream.head.headers.get(b"content-type", b"").lower().startswith(_EVENT_STREAM):
+                    await self._stream(upstream)
+                else:
+                    await self._unary(upstream)
             finally:
                 services.engines.close(upstream)
-
-    async def _answer(self, upstream: Upstream) -> None:
-        self.exchange.model = upstream.model.key
-        if not 200 <= upstream.head.status < 300:
-            await self._refuse(upstream)
-        elif _is_event_stream(upstream.head):
-            await self._stream(upstream)
-        else:
-            await self._unary(upstream)
 
     def _begin(self) -> None:
         """A stream's head before an engine has answered: what goes wrong from now on is an event."""
@@ -284,7 +274,9 @@ class RelayResponse:
 
     async def _stream(self, upstream: Upstream) -> None:
         channel = self.exchange.channel
-        dialect, recorded = self._stream_dialect(upstream)
+        dialect, recorded = self.dialect.stream(upstream.endpoint.id), None
+        if self.place is not None and self.place.model == upstream.model.key:
+            dialect = recorded = RecordedStream(dialect, self.place.limit)
         gaps = self.services.metrics.gaps_of(upstream.model.key)
         stream = Stream(channel, upstream, dialect, gaps, self.services.settings.timeouts)
         channel.flow = stream
@@ -302,14 +294,7 @@ class RelayResponse:
             stream.close()
             self._record_stream(upstream, stream, dialect.account)
         if stream.outcome == WELL and recorded is not None:
-            self._keep(_SSE_HEADERS[0][1], recorded.body())
-
-    def _stream_dialect(self, upstream: Upstream) -> tuple[StreamDialect, Recorder | None]:
-        dialect = self.dialect.stream(upstream.endpoint.id)
-        if self.place is None or self.place.model != upstream.model.key:
-            return dialect, None
-        recorded = RecordedStream(dialect, self.place.limit)
-        return recorded, recorded.recorder
+            self._keep(_SSE_HEADERS[0][1], recorded.recorder.body())
 
     async def _unary(self, upstream: Upstream) -> None:
         self._not_begun()
@@ -320,7 +305,7 @@ class RelayResponse:
         answer = self.dialect.unary(body, account)
         kind = upstream.head.headers.get(b"content-type", b"application/json")
         self.exchange.respond(upstream.head.status, self._with_cache([(b"content-type", kind)]), answer)
-        self._charge(account.prompt_tokens, account.completion_tokens)
+        self._charge(account)
         if self.place is not None and self.place.model == upstream.model.key and upstream.head.status == 200:
             self._keep(kind, answer if len(answer) <= self.place.limit else None)
 
@@ -356,15 +341,17 @@ class RelayResponse:
         if self.place is not None and body is not None:
             self.services.answers.put(self.place.key, Answer(kind, body), self.place.ttl)
 
-    def _charge(self, prompt: int, completion: int) -> None:
-        exchange = self.exchange
+    def _charge(self, account: Account) -> None:
+        """By the engine's own count; by events where a stream broke before it came."""
+        exchange, prompt = self.exchange, account.prompt_tokens
+        completion = account.completion_tokens or account.token_events
         exchange.prompt_tokens, exchange.completion_tokens = prompt, completion
         self.services.admission.rates.charge(exchange.caller, prompt + completion)
 
     def _record_stream(self, upstream: Upstream, stream: Stream, account: Account) -> None:
         self.exchange.outcome = self.exchange.stream_outcome = stream.outcome
         self.exchange.first_token_at = stream.first_token_at
-        self._charge(account.prompt_tokens, account.completion_seen)
+        self._charge(account)
         failed = stream.failure.reason if stream.failure is not None else account.failure
         upstream.outcome = WELL if stream.outcome == WELL else failed
         if failed is not None and failed != "draining":
@@ -372,7 +359,3 @@ class RelayResponse:
             self.services.metrics.upstream_error(key, failed)
             detail = str(stream.failure or account.failure)
             _LOG.warning("stream failed", extra={"fields": {"model": key, "detail": detail}})
-
-
-def _is_event_stream(head: Head) -> bool:
-    return head.headers.get(b"content-type", b"").lower().startswith(b"text/event-stream")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from vllm_gateway.errors import GatewayError
 from vllm_gateway.policy.cache import Answer, Recorder, cache_key
 from vllm_gateway.routing.table import Model
+from vllm_gateway.settings import CacheSettings
 from vllm_gateway.web.channel import Headers
 from vllm_gateway.web.dialect import Account, StreamDialect
 from vllm_gateway.web.exchange import Exchange
@@ -26,14 +27,18 @@ class Place:
     limit: int
 
 
+def seconds_kept(settings: CacheSettings, model: Model) -> float:
+    """For how long the model's answers are kept; 0 where they are not."""
+    return settings.ttl if model.limits.cache_ttl is None else model.limits.cache_ttl
+
+
 async def find(
-    services: Services, exchange: Exchange, model: Model, body: bytes
+    services: Services, exchange: Exchange, model: Model, body: bytes, ttl: float
 ) -> tuple[Answer | None, Place | None]:
-    """An answer to the same request, and where to keep a new one. Neither where the model keeps none."""
+    """An answer to the same request, and where to keep a new one for `ttl` seconds. Neither where the request
+    is not deterministic.
+    """
     settings = services.settings.response_cache
-    ttl = settings.ttl if model.limits.cache_ttl is None else model.limits.cache_ttl
-    if not ttl:
-        return None, None
     answering = f"{model.key}@{model.revision}"  # what other weights have answered is no answer of these
     key = cache_key(answering, exchange.route, body, exchange.caller, settings)
     if key is None:

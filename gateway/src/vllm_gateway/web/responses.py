@@ -64,7 +64,7 @@ class ResponsesStream:
             self.account.failure = "in_band_error"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ResponsesDialect(OpenAIDialect):
     """One request of `/v1/responses`; whole answers and errors are as in OpenAI's other routes."""
 

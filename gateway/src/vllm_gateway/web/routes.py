@@ -10,8 +10,7 @@ from typing import Any
 from vllm_gateway.errors import GatewayError, anthropic_body, chat_body, openai_body
 from vllm_gateway.policy.keys import ANONYMOUS
 from vllm_gateway.routing.pick import Hint
-from vllm_gateway.routing.table import Model
-from vllm_gateway.settings import RoutingSettings, Timeouts
+from vllm_gateway.settings import RoutingSettings
 from vllm_gateway.upstream.attempt import Call
 from vllm_gateway.web import audio, chat, openai, replay
 from vllm_gateway.web.anthropic import AnthropicDialect
@@ -120,14 +119,16 @@ async def _relay(
         body_for=request.body_for,
         headers=exchange.headers,
         request_id=exchange.request_id,
-        timeout=_first_token(timeouts) if request.stream else lambda _: timeouts.unary,
-        timeout_reason="first_token_timeout" if request.stream else "unary_timeout",
+        seconds=timeouts.first_token if request.stream else timeouts.unary,
+        first_token=request.stream,
         hint=_hint(services.settings.routing, exchange, request),
         content_type=request.content_type,
     )
     model = services.engines.balancer.model(request.models, call.hint)
     exchange.model = model.key
-    answer, place = await replay.find(services, exchange, model, request.body)
+    answer = place = None
+    if ttl := replay.seconds_kept(services.settings.response_cache, model):
+        answer, place = await replay.find(services, exchange, model, request.body, ttl)
     if answer is not None:
         exchange.respond(200, [(b"content-type", answer.kind), *replay.HIT], answer.body)
         return
@@ -136,18 +137,18 @@ async def _relay(
 
 def _hint(settings: RoutingSettings, exchange: Exchange, request: Request) -> Hint:
     """What routing may know. The prompt is looked at only where a model asks for it."""
-    by_prefix = any((model.routing or settings.strategy) == "PrefixHash" for model in request.models)
-    session = exchange.headers.get(settings.session_header.encode(), b"")[:_MAX_SESSION]
+    prefix = ""
+    for model in request.models:
+        if (model.routing or settings.strategy) == "PrefixHash":
+            prefix = request.prefix()
+            break
+    session = exchange.headers.get(settings.session_header.encode())
     return Hint(
         draw=random.random(),  # noqa: S311 - it breaks ties
-        prefix=request.prefix() if by_prefix else "",
-        session=session.decode("latin-1"),
+        prefix=prefix,
+        session=session[:_MAX_SESSION].decode("latin-1") if session else "",
         caller="" if exchange.caller is ANONYMOUS else exchange.caller.name,
     )
-
-
-def _first_token(timeouts: Timeouts) -> Callable[[Model], float]:
-    return lambda model: model.limits.first_token or timeouts.first_token
 
 
 def _completions(path: str, summary: str) -> Route:

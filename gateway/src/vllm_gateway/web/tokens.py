@@ -9,10 +9,9 @@ cache when its turn comes (`make bench`: the slope).
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_left
 from collections.abc import Callable
 
-from vllm_gateway.telemetry import GAP_BOUNDS, Gaps
+from vllm_gateway.telemetry import Gaps
 from vllm_gateway.upstream.client import Connection
 from vllm_gateway.upstream.sse import Events, last_event
 from vllm_gateway.upstream.template import Template, learn
@@ -42,6 +41,7 @@ class Tokens(asyncio.Protocol):
 
     __slots__ = (
         "_account",
+        "_add_gap",
         "_channel",
         "_connection",
         "_direct",
@@ -55,6 +55,7 @@ class Tokens(asyncio.Protocol):
         "_quick",
         "_shape",
         "_shortcut",
+        "_skip",
         "_suffix",
         "_template",
         "last",
@@ -71,11 +72,10 @@ class Tokens(asyncio.Protocol):
         last: float,
     ) -> None:
         self._direct: Callable[[bytes], None] | None = None  # while the next read may go the short way
-        self._prefix = self._suffix = b""
-        self._shape: Shape | None = None
         self._now = now
         self.last = last
         self._gaps = gaps
+        self._add_gap = gaps.add
         self._passed = 0  # events that the account does not know yet
         self._channel = channel
         self._connection = connection
@@ -85,7 +85,13 @@ class Tokens(asyncio.Protocol):
         self._shortcut = dialect if isinstance(dialect, Shortcut) else _NONE
         self._lessons = 0 if self._shortcut is _NONE else _LESSONS
         self._template: Template | None = None
-        self._quick = False
+
+    # With the template come what is looked for in a read of one chunk, and what is made of its text.
+    _prefix: bytes
+    _skip: int
+    _suffix: bytes
+    _shape: Shape | None
+    _quick: bool
 
     # asyncio.Protocol, of the engine's connection
 
@@ -96,14 +102,11 @@ class Tokens(asyncio.Protocol):
             self._pass_on(data)
             return
         line, start = _SIZE_LINES[size]
-        prefix, suffix = self._prefix, self._suffix
-        if not (data.startswith(line) and data.startswith(prefix, start) and data.endswith(suffix)):
-            self._pass_on(data)
-            return
-        start += len(prefix)
+        suffix = self._suffix
+        start += self._skip
         tail = size - len(suffix)
         # The first quote after the text's begin is the one that ends it: nothing but a text is in between.
-        if data.find(b'"', start) != tail:
+        if not (data.startswith(line) and data.endswith(suffix) and data.find(b'"', start) == tail):
             self._pass_on(data)
             return
         shape = self._shape
@@ -111,14 +114,12 @@ class Tokens(asyncio.Protocol):
             direct(data)
         else:
             text = data[start:tail]
-            if not shape.fits(text):
+            if not (data.startswith(self._prefix, start - self._skip) and shape.fits(text)):
                 self._pass_on(data)
                 return
             direct(b"%x\r\n%b%b%b\r\n" % (shape.around + len(text), shape.head, text, shape.foot))
-        now, gaps = self._now(), self._gaps
-        gap = now - self.last
-        gaps.counts[bisect_left(GAP_BOUNDS, gap)] += 1
-        gaps.total += gap
+        now = self._now()
+        self._add_gap(now - self.last)
         self._passed += 1
         self.last = now
 
@@ -177,8 +178,10 @@ class Tokens(asyncio.Protocol):
 
     def close(self) -> None:
         """Nothing is passed on any more."""
-        self._settle()
-        self._template, self._direct, self._quick, self._lessons = None, None, False, 0
+        if self._passed:
+            self._settle()
+        self._template = self._direct = None
+        self._lessons = 0
 
     def _settle(self) -> None:
         self._account.token_events += self._passed
@@ -186,8 +189,8 @@ class Tokens(asyncio.Protocol):
 
     def _learn(self, block: bytes) -> None:
         """Looks how the engine's token events are made, a few times: not all streams have a template."""
-        shortcut, channel = self._shortcut, self._channel
-        if not self._lessons or not (channel.forwards or not shortcut.verbatim):
+        shortcut = self._shortcut
+        if not self._lessons or self._account.done or (shortcut.verbatim and not self._channel.forwards):
             return
         self._lessons -= 1
         template = learn(last_event(block))
@@ -195,5 +198,8 @@ class Tokens(asyncio.Protocol):
             return
         self._template = template
         self._prefix, self._suffix = template.prefix, template.suffix + b"\r\n"
+        self._skip = len(template.prefix)
         self._shape = shortcut.shape(template.key)
-        self._quick = shortcut.verbatim or self._shape is not None
+        # Verbatim, the prefix is not compared: so what follows the text must say that it is no end.
+        told = template.suffix.find(b'"finish_reason":null') >= 0
+        self._quick = self._shape is not None or (shortcut.verbatim and told)
