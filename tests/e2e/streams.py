@@ -32,7 +32,11 @@ class Stream:
         try:
             with httpx.stream("POST", url, json=self._body, timeout=60) as response:
                 lines = (line for line in response.iter_lines() if line.startswith("data: "))
-                self.events.extend(json.loads(line[6:]) for line in lines)
+                if response.status_code == 200:
+                    self.events.extend(json.loads(line[6:]) for line in lines)
+                else:
+                    refusal = f"{response.status_code}: {response.read().decode()}"
+                    self.failure = AssertionError(refusal)
         except Exception as error:  # noqa: BLE001 - the test's thread asserts on it
             self.failure = error
         self.ended_at = time.monotonic()
