@@ -8,7 +8,8 @@ that: the gateway runs under callgrind, whose simulated cache is emptied before 
 line it touches is missed once. Of the requests the one with the fewest is shown: in the others' time fell
 something else too, such as the collection of garbage.
 
-The count hardly depends on the machine or on what else runs on it. The kernel's own lines are not in it.
+The count does not depend on the machine; it wavers by a tenth, with what else falls into that time. The
+kernel's own lines are not in it.
 """
 
 from __future__ import annotations
