@@ -75,7 +75,7 @@ class _Section(BaseModel):
     """A part of the file; the docstring under a field describes it in docs/reference/gateway-settings.md.
 
     What each request asks for is in dataclasses: a field of theirs is found at once, one of a BaseModel with
-    three lookups (it has a `__getattr__`).
+    three lookups (it has a `__getattr__`). Each default there is a `Field`: pydantic lists such fields first.
     """
 
     model_config = ConfigDict(frozen=True, **_CONFIG)

@@ -108,9 +108,7 @@ def splice(body: bytes, changes: Sequence[tuple[Span, bytes]]) -> bytes:
 def prepend(body: bytes, member: bytes) -> tuple[Span, bytes]:
     """The change that adds a member (`"key":value`) to an object."""
     at = body.index(b"{") + 1
-    if body.startswith(b'"', at):
-        return Span(at, at), member + b","
-    empty = body.startswith(b"}", _space(body, at))
+    empty = not body.startswith(b'"', at) and body.startswith(b"}", _space(body, at))
     return Span(at, at), member if empty else member + b","
 
 

@@ -101,8 +101,7 @@ class Queue:
         """A permit where one is free and nobody waits, else a place at the end. Raises GatewayError."""
         if not self._waiting and self.in_use < self._rules.capacity:
             ticket = Ticket(self, name, self._loop.time(), self._at_once)
-            self.in_use += 1
-            ticket.granted = True
+            self._grant(ticket)
             return ticket
         ticket = Ticket(self, name, self._loop.time(), self._loop.create_future())
         self._set_deadline(ticket)
@@ -149,11 +148,12 @@ class Queue:
     def _grant(self, ticket: Ticket) -> None:
         self.in_use += 1
         ticket.granted = True
-        ticket.settled.set_result(None)
 
     def _advance(self) -> None:
         while self._waiting and self.in_use < self._rules.capacity:
-            self._grant(self._waiting.popleft())
+            ticket = self._waiting.popleft()
+            self._grant(ticket)
+            ticket.settled.set_result(None)
         if not self._waiting:
             self._disarm()
 

@@ -109,7 +109,8 @@ class Engines:
         Raises UpstreamFailure where no engine answered, GatewayError (503) where no model has an endpoint.
         """
         self.budget.deposit()
-        load, tried = self.balancer.load, list[str]()
+        load = self.balancer.load
+        tried: list[str] = []
         while True:
             model, endpoint = self._choose(call, models, tried)
             tried.append(endpoint.id)

@@ -129,6 +129,7 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         """Closes at once, which is what tells an engine to stop generating (vLLM: within 0.2 s)."""
         self._sink = self._tap = None
+        self._wait_no_more()
         self._failure = self._failure or UpstreamFailure("closed", "closed here")
         if self._transport is not None:
             self._transport.abort()
@@ -165,9 +166,7 @@ class Connection(asyncio.Protocol):
             if self._sink is not None:
                 self._finish(b"")
         self._fail(self._lost(exc))
-        if self.waits_among is not None:
-            self.waits_among.remove(self)
-            self.waits_among = None
+        self._wait_no_more()
 
     # Reading
 
@@ -239,6 +238,12 @@ class Connection(asyncio.Protocol):
         if sink is not None:
             sink.failed(failure)
 
+    def _wait_no_more(self) -> None:
+        """Nobody may be given it any more."""
+        if self.waits_among is not None:
+            self.waits_among.remove(self)
+            self.waits_among = None
+
     def _lost(self, exc: Exception | None) -> UpstreamFailure:
         if self._body is None and not self._buffer:
             detail = f"closed without an answer ({exc or 'end of stream'})"
@@ -298,7 +303,7 @@ class Client:
         """
         for connection in list(self._idle.get(endpoint, ())):
             if connection.idle_since <= lost.idle_since:
-                _end(connection)
+                connection.close()
 
     def release(self, endpoint: Endpoint, connection: Connection) -> None:
         """Takes a connection back: kept if its answer was read to the end, closed otherwise."""
@@ -322,7 +327,7 @@ class Client:
             self._sweep = None
         for idle in self._idle.values():
             for connection in list(idle):
-                _end(connection)
+                connection.close()
         self._idle.clear()
 
     @property
@@ -340,7 +345,7 @@ class Client:
         limit = loop.time() - self._keep_alive
         for endpoint, idle in list(self._idle.items()):
             for connection in [connection for connection in idle if connection.idle_since <= limit]:
-                _end(connection)
+                connection.close()
             if not idle:
                 del self._idle[endpoint]
         again = bool(self._idle)
@@ -369,11 +374,3 @@ async def _connected(endpoint: Endpoint, loop: asyncio.AbstractEventLoop) -> soc
         else:
             return sock
     raise refusal or OSError("no address")
-
-
-def _end(connection: Connection) -> None:
-    """Closes an idle connection, which nobody may be given any more."""
-    if connection.waits_among is not None:
-        connection.waits_among.remove(connection)
-        connection.waits_among = None
-    connection.close()

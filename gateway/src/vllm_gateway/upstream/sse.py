@@ -69,12 +69,10 @@ def split(block: bytes) -> list[bytes]:
         while (end := block.find(b"\n\n", start) + 2) > 1:
             events.append(block[start:end])
             start = end
-        if start < len(block):
-            events.append(block[start:])
-        return events
-    for found in _EVENT_END.finditer(block):
-        events.append(block[start : found.end()])
-        start = found.end()
+    else:
+        for found in _EVENT_END.finditer(block):
+            events.append(block[start : found.end()])
+            start = found.end()
     if start < len(block):
         events.append(block[start:])
     return events

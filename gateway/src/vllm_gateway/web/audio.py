@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vllm_gateway.errors import bad_request
 from vllm_gateway.policy import multipart
-from vllm_gateway.policy.envelope import Span, splice
-from vllm_gateway.routing.table import Model, Table
-from vllm_gateway.web.openai import Request, check_name, choose_default
+from vllm_gateway.policy.envelope import Span
+from vllm_gateway.routing.table import Table
+from vllm_gateway.web.openai import Changes, Request, SplicedRequest, check_name, choose_default
 
 ROUTES = ("/v1/audio/transcriptions", "/v1/audio/translations")
 _USAGE = "stream_include_usage"
@@ -19,20 +18,15 @@ _FALSE = frozenset({"0", "off", "f", "false", "n", "no"})
 
 
 @dataclass(slots=True, kw_only=True)
-class FormRequest(Request):
-    """A form that goes on as it came, but for `changes` and the engine's name of the model."""
+class FormRequest(SplicedRequest):
+    """A form, whose fields are beside the file."""
 
-    asked: str | None
     form: multipart.Form
-    changes: Sequence[tuple[Span, bytes]]
 
-    def body_for(self, model: Model) -> bytes:
-        body, form, changes = self.body, self.form, self.changes
-        if self.asked == model.upstream_name or (self.asked is None and not model.adapter):
-            return splice(body, changes) if changes else body
+    def renamed(self, name: str) -> Changes:
         if self.asked is None:
-            return splice(body, [*changes, form.addition("model", model.upstream_name)])
-        return splice(body, [*changes, (form.fields["model"], model.upstream_name.encode())])
+            return [*self.changes, self.form.addition("model", name)]
+        return [*self.changes, (self.form.fields["model"], name.encode())]
 
 
 def understand(body: bytes, content_type: bytes, table: Table, default: str | None) -> Request:

@@ -20,6 +20,7 @@ from vllm_gateway.errors import (
 )
 from vllm_gateway.policy.limits import request_id
 from vllm_gateway.telemetry import REFUSALS
+from vllm_gateway.tracing import Tracing
 from vllm_gateway.web.channel import AsgiChannel, Channel, Message, Receive, Scope, Send
 from vllm_gateway.web.cors import CorsPolicy, is_preflight
 from vllm_gateway.web.exchange import Disconnected, Exchange
@@ -59,7 +60,7 @@ class Edge:
         exchange = self._exchange("POST", path, dict(turn.headers), turn, route.family.error_body)
         try:
             if services.tracing is not None:
-                self._trace(exchange)
+                _trace(services.tracing, exchange)
             if turn.behind:
                 await turn.ready()
             await services.admission.admit(exchange)
@@ -112,17 +113,10 @@ class Edge:
             common.append((b"connection", b"close"))
         return Exchange(method, route, headers, identity, common, channel, services.room, error_body)
 
-    def _trace(self, exchange: Exchange) -> None:
-        tracing = self._services.tracing
-        if tracing is not None:
-            exchange.trace = tracing.begin(
-                exchange.method, exchange.route, exchange.headers, exchange.request_id
-            )
-            exchange.headers = exchange.trace.headers
-
     async def _relayed(self, exchange: Exchange, handle: Handler) -> None:
         """The same through ASGI."""
-        self._trace(exchange)
+        if self._services.tracing is not None:
+            _trace(self._services.tracing, exchange)
         try:
             await self._services.admission.admit(exchange)
             await handle(self._services, exchange)
@@ -199,6 +193,11 @@ class Edge:
                 await self._stop()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
+
+
+def _trace(tracing: Tracing, exchange: Exchange) -> None:
+    exchange.trace = tracing.begin(exchange.method, exchange.route, exchange.headers, exchange.request_id)
+    exchange.headers = exchange.trace.headers
 
 
 def _not_post(method: str, path: str) -> GatewayError:

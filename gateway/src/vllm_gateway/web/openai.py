@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -38,7 +39,7 @@ class Reading:
 
 
 @dataclass(slots=True)  # not frozen: each request builds one, and freezing costs a call a field
-class Request:
+class Request(ABC):
     """A body that has been understood. `strip_usage`: the usage event was asked for by the gateway alone."""
 
     name: str
@@ -48,9 +49,9 @@ class Request:
     body: bytes
     content_type: str = "application/json"
 
+    @abstractmethod
     def body_for(self, model: Model) -> bytes:
         """What the engine of `model` gets."""
-        raise NotImplementedError(model)
 
     def prefix(self) -> str:
         """How the prompt begins, for routing; nothing where that cannot be known."""
@@ -61,24 +62,39 @@ class Request:
         self.body = b""
 
 
+Changes = Sequence[tuple[Span, bytes]]
+
+
 @dataclass(slots=True, kw_only=True)
-class JsonRequest(Request):
+class SplicedRequest(Request):
     """One whose body goes on as it came, but for `changes` and the engine's name of the model. `asked` is the
-    name that it has itself, `spans` where in the body is what the gateway acts on.
+    name that it has itself.
     """
 
     asked: str | None
-    spans: Mapping[str, Span]
-    changes: Sequence[tuple[Span, bytes]]
+    changes: Changes
 
     def body_for(self, model: Model) -> bytes:
-        body, changes = self.body, self.changes
         if self.asked == model.upstream_name or (self.asked is None and not model.adapter):
-            return envelope.splice(body, changes) if changes else body
-        engines_name, span = json.dumps(model.upstream_name).encode(), self.spans.get("model")
+            return envelope.splice(self.body, self.changes) if self.changes else self.body
+        return envelope.splice(self.body, self.renamed(model.upstream_name))
+
+    @abstractmethod
+    def renamed(self, name: str) -> Changes:
+        """The changes, with the one to the model's name."""
+
+
+@dataclass(slots=True, kw_only=True)
+class JsonRequest(SplicedRequest):
+    """`spans`: where in the body is what the gateway acts on."""
+
+    spans: Mapping[str, Span]
+
+    def renamed(self, name: str) -> Changes:
+        value, span = json.dumps(name).encode(), self.spans.get("model")
         if span is None:
-            return envelope.splice(body, [envelope.prepend(body, b'"model":' + engines_name), *changes])
-        return envelope.splice(body, [*changes, (span, engines_name)])
+            return [envelope.prepend(self.body, b'"model":' + value), *self.changes]
+        return [*self.changes, (span, value)]
 
     def prefix(self) -> str:
         return _prefix(self.body, self.spans)

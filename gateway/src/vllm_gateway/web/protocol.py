@@ -236,7 +236,7 @@ class GatewayProtocol(asyncio.Protocol):
         if self._refusal is not None or self.transport.is_closing():
             return
         port, inside = self._port, self._in_head or self._in_body
-        if data.find(b"pgrade") >= 0 and not (self._in_body and not self._in_head):
+        if data.find(b"pgrade") >= 0 and not self._in_body:
             data = _without_upgrade(data)
         if inside:  # the parser holds what it has not reported: of a head, or of trailers
             self._head_bytes += len(data)
