@@ -20,10 +20,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vllm_gateway.routing.pick import Hint
 from vllm_gateway.routing.table import Endpoint, Model
 from vllm_gateway.settings import Timeouts
 from vllm_gateway.telemetry import Gaps
-from vllm_gateway.upstream.attempt import Upstream
+from vllm_gateway.upstream.attempt import Call, Upstream
 from vllm_gateway.upstream.client import Connection
 from vllm_gateway.upstream.http1 import Heads, parse_head
 from vllm_gateway.upstream.sse import last_event_end
@@ -181,7 +182,9 @@ async def relayed(reads: list[bytes], dialect: StreamDialect, *, tap: bool, forw
     connection, channel = Connection(loop, Heads()), Recorder(forwards=forwards)
     wire, head = Wire(connection), parse_head(HEAD)
     connection._body = head.framing()
-    upstream = Upstream(Model("m", "m"), Endpoint("e", "h", 1), connection, head, loop.time(), lambda: None)
+    call = Call("m", "/x", lambda _: b"", {}, "id", 1.0, first_token=True, hint=Hint())
+    model, endpoint = Model("m", "m"), Endpoint("e", "h", 1)
+    upstream = Upstream(call, model, endpoint, connection, loop.time(), lambda: None)
     stream = Stream(channel, upstream, dialect, Gaps(), Timeouts())
     sink = LongWay(stream)
     connection.start(sink, stream.tokens if tap else None)

@@ -37,7 +37,7 @@ from vllm_gateway.routing.health import Ejection, Health
 from vllm_gateway.routing.load import Load
 from vllm_gateway.routing.pick import strategies
 from vllm_gateway.settings import Settings
-from vllm_gateway.sockets import accept_with_data, bind, notice_dead_peers
+from vllm_gateway.sockets import accept_with_data, bind, notice_dead_peers, reserve_descriptors
 from vllm_gateway.telemetry import UNKNOWN_MODEL, AccessLog, Metrics, Written
 from vllm_gateway.tls import certificate_of
 from vllm_gateway.tracing import make_tracing
@@ -62,7 +62,7 @@ _BEAT_SECONDS = 1.0
 _BUSY_BEAT_SECONDS = 0.1
 _MANY_GAPS = 2000  # a second; so many are counted in a quarter of a millisecond
 _POLL_SECONDS = 0.1
-_NEW_OBJECTS = 10_000  # before a collection; of Python's own 700 a few new streams are enough
+_NEW_OBJECTS = 100_000  # more than there were, before a collection: 1,500 streams' (of Python's own 700, ten)
 _SWEEP_SECONDS = 60.0
 _LEAST_TLS_CLOSE_SECONDS = 30.0
 _GOODBYE_SECONDS = 5.0
@@ -392,6 +392,7 @@ def serve(settings: Settings, management: socket.socket, make_server: Callable[[
     """Serves until a signal, with a management port that is bound already."""
     # Otherwise each counter has a second series, which no dashboard reads.
     disable_created_metrics()  # type: ignore[no-untyped-call]
+    reserve_descriptors()
     with own_thread() as output:
         gateway = Gateway(settings, output)
         thread = ManagementThread(gateway.services, management)

@@ -58,6 +58,8 @@ class Call:
     """What is sent: a POST of `body` to `path`. `body_for` splices the engine's name of the model.
 
     `seconds` is how long the answer's head may take; that of a stream (`first_token`) a model may say itself.
+    `arrived` is called with an answer of 2xx as its head comes, before `Engines.open` returns it; where that
+    raises after all, because the caller has left, the connection is closed.
     """
 
     name: str
@@ -69,23 +71,34 @@ class Call:
     first_token: bool
     hint: Hint
     content_type: str = "application/json"
+    arrived: Callable[[Upstream], None] | None = None
 
 
 @dataclass(slots=True)
 class Upstream:
-    """An engine's answer: the head is here, the body is on `connection`. `sent_at` is the loop's time.
+    """An engine's answer: the body is on `connection`, behind the head. `sent_at` is the loop's time.
 
     Whoever reads the body calls `generates` when it sees that the engine does, not only its server, and says
     in `outcome` how it ended, as `Balancer.report` takes it.
     """
 
+    call: Call
     model: Model
     endpoint: Endpoint
     connection: Connection
-    head: Head
     sent_at: float
     generates: Callable[[], None]
+    head: Head = field(init=False)
     outcome: str | None = None
+
+    @property
+    def well(self) -> bool:
+        return 200 <= self.head.status < 300
+
+    def arrived(self, head: Head) -> None:
+        self.head = head
+        if self.call.arrived is not None and self.well:
+            self.call.arrived(self)
 
 
 @dataclass(slots=True)
@@ -209,9 +222,11 @@ class Engines:
         connection = idle or await self.client.dial(endpoint)
         sent_at = asyncio.get_running_loop().time()
         seconds = (model.limits.first_token or call.seconds) if call.first_token else call.seconds
+        generates = functools.partial(self.balancer.health.proved, endpoint.id)
+        upstream = Upstream(call, model, endpoint, connection, sent_at, generates)
         try:
             request = request_bytes(call, endpoint, call.body_for(model), key)
-            head = await connection.exchange(request, seconds)
+            await connection.exchange(request, seconds, upstream.arrived)
         except TimeoutError as error:
             connection.close()
             reason = "first_token_timeout" if call.first_token else "unary_timeout"
@@ -221,8 +236,7 @@ class Engines:
             if isinstance(error, UpstreamFailure) and error.retryable:  # the race for an idle one was lost
                 self.client.distrust(endpoint, connection)
             raise
-        generates = functools.partial(self.balancer.health.proved, endpoint.id)
-        return Upstream(model, endpoint, connection, head, sent_at, generates)
+        return upstream
 
 
 def request_bytes(call: Call, endpoint: Endpoint, body: bytes, key: str | None) -> bytes:

@@ -10,6 +10,7 @@ import asyncio
 import socket
 import ssl
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from vllm_gateway.errors import UpstreamFailure
@@ -55,6 +56,7 @@ class Connection(asyncio.Protocol):
         self._sock = sock
         self._transport: asyncio.Transport | None = None
         self._awaited: asyncio.Future[Head] | None = None
+        self._arrived: Callable[[Head], None] | None = None
         self._buffer = b""
         self._body: Body | None = None
         self._sink: Sink | None = None
@@ -70,23 +72,27 @@ class Connection(asyncio.Protocol):
 
     # What the caller of an engine uses.
 
-    async def exchange(self, request: bytes, seconds: float | None = None) -> Head:
+    async def exchange(
+        self, request: bytes, seconds: float | None = None, arrived: Callable[[Head], None] | None = None
+    ) -> Head:
         """Sends a request and returns the head of the answer. Raises UpstreamFailure, or TimeoutError where
         that takes longer than `seconds`.
 
+        `arrived` is called with it first, as it is read, and may `start` the body: the task that waits here
+        has its turn when all has been read that other connections have, which under load is a millisecond.
         A failure is retryable if the connection was a reused one and not one byte of an answer came: the
         engine closed it just as the request was sent. A new connection that closes may mean that the request
         itself killed the engine, and must not kill the next one too.
         """
         if self._transport is None or self._failure is not None:
             raise self._failure or self._lost(None)
-        self._awaited = self._loop.create_future()
+        self._awaited, self._arrived = self._loop.create_future(), arrived
         timer = self._loop.call_later(seconds, self._too_late) if seconds is not None else None
         self._transport.write(request)
         try:
             return await self._awaited
         finally:
-            self._awaited = None
+            self._awaited = self._arrived = None
             if timer is not None:
                 timer.cancel()
 
@@ -204,6 +210,8 @@ class Connection(asyncio.Protocol):
         self._body = head.framing()
         if self._awaited is not None:
             self._awaited.set_result(head)
+        if self._arrived is not None:
+            self._arrived(head)
 
     def _hold_early(self, data: bytes) -> None:
         self._buffer += data

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vllm_gateway.errors import GatewayError, UpstreamFailure, from_engine, from_failure
 from vllm_gateway.policy.cache import Answer
@@ -47,8 +47,8 @@ class Stream:
     ) -> None:
         self._loop = loop = asyncio.get_running_loop()
         self._channel = channel
-        self._upstream = upstream
-        self._dialect = dialect
+        self.upstream = upstream
+        self.dialect = dialect
         self._events = events = Events()
         self.tokens = Tokens(channel, upstream.connection, events, dialect, gaps, loop.time, upstream.sent_at)
         limits = upstream.model.limits
@@ -76,27 +76,27 @@ class Stream:
         block = self._events.feed(payload)
         if not block:
             return b""
-        sent = self._dialect.block(block)
+        sent = self.dialect.block(block)
         if block[0] == _COMMENT and not has_data(block):
             return sent
         if self.first_token_at is not None:
             self.tokens.more(block)
-        elif self._dialect.has_token(block):
+        elif self.dialect.has_token(block):
             self.tokens.first(block)
             self.first_token_at = self.tokens.last
-            self._upstream.generates()
+            self.upstream.generates()
         return sent
 
     def end(self, payload: bytes) -> None:
         """The engine's body is complete; the stream is, if its terminator has come."""
         if self.done.done():
             return
-        account = self._dialect.account
+        account = self.dialect.account
         last = self._take(payload)
         if account.failure is not None:
-            self._finish(account.failure, last + self._dialect.end())
+            self._finish(account.failure, last + self.dialect.end())
         elif account.done:
-            self._finish("complete", last + self._dialect.end())
+            self._finish("complete", last + self.dialect.end())
         else:
             if last:
                 self._channel.write(last)
@@ -106,19 +106,19 @@ class Stream:
         """One error event at an event's boundary; in the middle of a huge event only a cut is honest."""
         if self.done.done():
             return
-        if self._dialect.account.done:  # everything was there but the framing's end
-            self._finish(self._dialect.account.failure or "complete", self._dialect.end())
+        if self.dialect.account.done:  # everything was there but the framing's end
+            self._finish(self.dialect.account.failure or "complete", self.dialect.end())
             return
         self.failure = failure
         if self._events.inside:
             self._finish(failure.reason, None)
         else:
-            self._finish(failure.reason, self._dialect.failed(from_failure(failure)))
+            self._finish(failure.reason, self.dialect.failed(from_failure(failure)))
 
     # web.channel.Flow
 
     def pause(self) -> None:
-        self._upstream.connection.pause()
+        self.upstream.connection.pause()
         if self._stalled is None:
             unread = self._channel.unread
             self._stalled = StallWatch(self._loop, self._write_stall, unread, self._give_up_writing)
@@ -128,7 +128,7 @@ class Stream:
             self._stalled.stop()
             self._stalled = None
         self.tokens.last = self._loop.time()  # the engine could not show progress meanwhile
-        self._upstream.connection.resume()
+        self.upstream.connection.resume()
 
     def lost(self) -> None:
         self.tokens.close()
@@ -233,13 +233,14 @@ class RelayResponse:
     """Owns the place and the upstream connection of one request, with its count, in the request's own task.
 
     No background task and no dependency releases anything: leaving `run`, however that happens, does.
-    `place` is where the answer is kept, if it is.
+    `place` is where the answer is kept, if it is; `stream` is the answer, once it has begun to be one.
     """
 
     services: Services
     exchange: Exchange
     dialect: Dialect
     place: Place | None = None
+    stream: Stream | None = field(default=None, init=False)
 
     async def run(self, call: Call, request: Request, model: Model) -> None:
         """Answers the exchange from `model`, or from one that shares its name where that fails.
@@ -253,17 +254,22 @@ class RelayResponse:
                 seconds = services.settings.queue.keep_alive
                 await wait_for_place(ticket, self.exchange, begin, seconds, services.metrics)
                 models = services.table().now(models, call.name)
-            upstream = await services.engines.open(call, models)
+            call.arrived = self._arrived
+            try:
+                upstream = await services.engines.open(call, models)
+            except asyncio.CancelledError:
+                self._end_stream()  # it may have begun already
+                raise
             try:
                 request.let_go()
                 self.exchange.body_held.let_go()
                 self.exchange.model = upstream.model.key
-                if not 200 <= upstream.head.status < 300:
-                    await self._refuse(upstream)
-                elif upstream.head.headers.get(b"content-type", b"").lower().startswith(_EVENT_STREAM):
-                    await self._stream(upstream)
-                else:
+                if self.stream is not None:
+                    await self._rest(self.stream)
+                elif upstream.well:
                     await self._unary(upstream)
+                else:
+                    await self._refuse(upstream)
             finally:
                 services.engines.close(upstream)
 
@@ -272,29 +278,41 @@ class RelayResponse:
         self.exchange.error_event = self.dialect.stream().failed
         self.exchange.start(200, self._with_cache(_SSE_HEADERS))
 
-    async def _stream(self, upstream: Upstream) -> None:
-        channel = self.exchange.channel
-        dialect, recorded = self.dialect.stream(upstream.endpoint.id), None
-        if self.place is not None and self.place.model == upstream.model.key:
-            dialect = recorded = RecordedStream(dialect, self.place.limit)
-        gaps = self.services.metrics.gaps_of(upstream.model.key)
-        stream = Stream(channel, upstream, dialect, gaps, self.services.settings.timeouts)
+    def _arrived(self, upstream: Upstream) -> None:
+        """Begins the stream, if the answer is one."""
+        if not upstream.head.headers.get(b"content-type", b"").lower().startswith(_EVENT_STREAM):
+            return
+        exchange, channel, model = self.exchange, self.exchange.channel, upstream.model.key
+        dialect = self.dialect.stream(upstream.endpoint.id)
+        if self.place is not None and self.place.model == model:
+            dialect = RecordedStream(dialect, self.place.limit)
+        gaps = self.services.metrics.gaps_of(model)
+        self.stream = stream = Stream(channel, upstream, dialect, gaps, self.services.settings.timeouts)
         channel.flow = stream
+        exchange.model, exchange.error_event = model, None
+        if not channel.started:
+            exchange.start(200, self._with_cache(_SSE_HEADERS))
+        upstream.connection.start(stream, stream.tokens)
+        channel.flush()
+
+    async def _rest(self, stream: Stream) -> None:
         try:
-            self.exchange.error_event = None
-            if not channel.started:
-                self.exchange.start(200, self._with_cache(_SSE_HEADERS))
-            upstream.connection.start(stream, stream.tokens)
-            channel.flush()
-            await channel.wait(stream.done)
+            await self.exchange.channel.wait(stream.done)
         except asyncio.CancelledError:
-            if not channel.gone:  # not the caller left: the drain is over
-                stream.failed(UpstreamFailure("draining", "the gateway stops"))
+            pass  # the stream's end says why
         finally:
-            stream.close()
-            self._record_stream(upstream, stream, dialect.account)
-        if stream.outcome == WELL and recorded is not None:
-            self._keep(_SSE_HEADERS[0][1], recorded.recorder.body())
+            self._end_stream()
+        if stream.outcome == WELL and isinstance(stream.dialect, RecordedStream):
+            self._keep(_SSE_HEADERS[0][1], stream.dialect.recorder.body())
+
+    def _end_stream(self) -> None:
+        stream, self.stream = self.stream, None  # which knows, by its call, this object
+        if stream is None:
+            return
+        if not (stream.done.done() or self.exchange.channel.gone):  # the owner was cancelled, not left
+            stream.failed(UpstreamFailure("draining", "the gateway stops"))
+        stream.close()
+        self._record_stream(stream)
 
     async def _unary(self, upstream: Upstream) -> None:
         self._not_begun()
@@ -348,7 +366,8 @@ class RelayResponse:
         exchange.prompt_tokens, exchange.completion_tokens = prompt, completion
         self.services.admission.rates.charge(exchange.caller, prompt + completion)
 
-    def _record_stream(self, upstream: Upstream, stream: Stream, account: Account) -> None:
+    def _record_stream(self, stream: Stream) -> None:
+        upstream, account = stream.upstream, stream.dialect.account
         self.exchange.outcome = self.exchange.stream_outcome = stream.outcome
         self.exchange.first_token_at = stream.first_token_at
         self._charge(account)
