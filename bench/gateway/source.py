@@ -8,6 +8,7 @@ timer serves all of them, so that the machine's time goes to the proxy that is m
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import sys
 from collections import deque
@@ -125,4 +126,5 @@ async def main(port: int) -> None:
 
 
 if __name__ == "__main__":
+    gc.disable()  # a collection here would pass for a pause of the proxy
     uvloop.run(main(int(sys.argv[1])))

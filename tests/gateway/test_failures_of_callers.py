@@ -10,12 +10,13 @@ from typing import Any
 
 import engine as fake
 import pytest
-from engine import ROLE, FakeEngine, chat_events, token
+from engine import ROLE, FakeEngine, Reply, chat_events, token
 from http_caller import Caller, until
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
 UNARY = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 SIMPLE = {"message": "hi"}
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 SHORT = {"timeouts": {"firstToken": "200ms", "idle": "200ms", "unary": "300ms", "writeStall": "300ms"}}
 
 
@@ -47,6 +48,29 @@ async def test_e08_a_caller_that_leaves_before_the_first_byte_frees_the_engine(g
         await running.settled()
         labels = {"model": "m", "route": "/v1/chat/completions", "code": "499"}
         assert running.metric("requests_total", **labels) == 1
+
+
+async def test_e08_a_caller_that_leaves_just_as_the_head_comes_frees_the_engine(gateway: Any) -> None:
+    """The stream has begun, but whoever answers has not had a turn since: it is cancelled before that."""
+    callers: list[Caller] = []
+
+    async def script(reply: Reply) -> None:
+        callers[-1].reset()
+        await asyncio.sleep(0)  # it is done in the next turn of the loop, before the following line
+        await reply.raw(HEAD)  # so the gateway hears of both at once
+        await reply.until_caller_leaves()
+
+    async with FakeEngine(script) as engine, gateway(engine) as running:
+        for number in range(1, 21):
+            async with await Caller.connect(running.port) as caller:
+                callers.append(caller)
+                caller.send("/v1/chat/completions", CHAT)
+                await until(lambda: engine.abandoned == number, 1.0)  # noqa: B023 - awaited here
+        await running.settled()
+        labels = {"model": "m", "route": "/v1/chat/completions"}
+        ended = [running.metric("requests_total", **labels, code=code) for code in ("200", "499")]
+        assert sum(ended) == 20
+        assert running.metric("streams_ended_total", model="m", outcome="client_closed") == ended[0]
 
 
 async def test_e08_a_caller_that_leaves_while_the_engine_is_silent_in_the_middle_frees_it(

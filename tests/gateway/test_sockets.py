@@ -2,16 +2,22 @@
 
 Proves: a connection over which nothing is asked is accepted all the same, a little later, and given up at the
 head's time; reading a stream of small events sends about half as many acknowledgements where that was asked
-for, and a stream over the gateway does.
+for, and a stream over the gateway does; the kernel's table of descriptors is large from the beginning, as far
+as the process may have that many.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
+import resource
 import socket
 import struct
+import subprocess
+import sys
 from typing import Any
 
+import pytest
 from engine import DONE, FakeEngine, Reply, token
 from http_caller import Caller, until
 
@@ -92,3 +98,23 @@ async def test_a_connection_that_asks_nothing_is_given_up(raw_gateway: Any) -> N
             assert await reader.read() == b""
         writer.close()
         await until(lambda: not running.metric("connections"))
+
+
+@pytest.mark.parametrize(("may", "has"), [(1024, 1024), (20_000, 16_384)])
+def test_the_table_of_descriptors_is_large_at_once(may: int, has: int) -> None:
+    code = """if True:
+        from pathlib import Path
+        from vllm_gateway.sockets import reserve_descriptors
+        reserve_descriptors()
+        print(len(list(Path("/proc/self/fd").iterdir())), Path("/proc/self/status").read_text())
+    """
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (may, hard))
+
+    told = subprocess.check_output([sys.executable, "-c", code], text=True, preexec_fn=limit)
+    size = re.search(r"FDSize:\s*(\d+)", told)
+    assert size is not None
+    assert int(size[1]) == has
+    assert int(told.split()[0]) == 4, "the descriptor that made it grow is closed"
