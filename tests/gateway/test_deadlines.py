@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from virtual_loop import VirtualLoop
 
-from vllm_gateway.web.deadlines import Deadlines
+from vllm_gateway.deadlines import Deadlines
 
 SECONDS = 10.0
 

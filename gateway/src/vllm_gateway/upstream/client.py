@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from vllm_gateway.deadlines import Deadlines
 from vllm_gateway.errors import UpstreamFailure
 from vllm_gateway.routing.table import Endpoint
 from vllm_gateway.sockets import acknowledge_less, give_up_unheard
@@ -73,10 +74,10 @@ class Connection(asyncio.Protocol):
     # What the caller of an engine uses.
 
     async def exchange(
-        self, request: bytes, seconds: float | None = None, arrived: Callable[[Head], None] | None = None
+        self, request: bytes, limit: Deadlines | None = None, arrived: Callable[[Head], None] | None = None
     ) -> Head:
         """Sends a request and returns the head of the answer. Raises UpstreamFailure, or TimeoutError where
-        that takes longer than `seconds`.
+        that takes longer than `limit` allows.
 
         `arrived` is called with it first, as it is read, and may `start` the body: the task that waits here
         has its turn when all has been read that other connections have, which under load is a millisecond.
@@ -87,14 +88,15 @@ class Connection(asyncio.Protocol):
         if self._transport is None or self._failure is not None:
             raise self._failure or self._lost(None)
         self._awaited, self._arrived = self._loop.create_future(), arrived
-        timer = self._loop.call_later(seconds, self._too_late) if seconds is not None else None
+        if limit is not None:
+            limit.begin(self)
         self._transport.write(request)
         try:
             return await self._awaited
         finally:
             self._awaited = self._arrived = None
-            if timer is not None:
-                timer.cancel()
+            if limit is not None:
+                limit.end(self)
 
     def start(self, sink: Sink, tap: Tap | None = None) -> None:
         """Delivers the body to `sink`, beginning with what has come already; `tap` is asked first."""
@@ -220,7 +222,8 @@ class Connection(asyncio.Protocol):
 
     # Ends
 
-    def _too_late(self) -> None:
+    def too_late(self) -> None:
+        """Called by the limit of an exchange."""
         if self._awaited is not None and not self._awaited.done():
             self._awaited.set_exception(TimeoutError())
 
@@ -271,6 +274,7 @@ class Client:
         self._unheard = unheard
         self._keep_alive = keep_alive
         self._heads = Heads()
+        self._limits: dict[float, Deadlines] = {}
         self._idle: dict[Endpoint, deque[Connection]] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._tls: ssl.SSLContext | None = None
@@ -304,6 +308,13 @@ class Client:
         except (OSError, ssl.SSLError) as error:
             raise UpstreamFailure("connect", f"{where}: {error}", retryable=True) from error
         return connection
+
+    def limit(self, seconds: float) -> Deadlines:
+        """How long a head may take. Models have few different ones."""
+        limit = self._limits.get(seconds)
+        if limit is None:
+            limit = self._limits[seconds] = Deadlines(asyncio.get_running_loop(), seconds)
+        return limit
 
     def distrust(self, endpoint: Endpoint, lost: Connection) -> None:
         """A reused connection was closed under its request: those that have been idle for as long as it had

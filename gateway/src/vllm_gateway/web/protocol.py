@@ -24,10 +24,10 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
+from vllm_gateway.deadlines import Deadlines
 from vllm_gateway.errors import GatewayError, openai_body
 from vllm_gateway.settings import RequestLimits
 from vllm_gateway.web.channel import Headers
-from vllm_gateway.web.deadlines import Deadlines
 from vllm_gateway.web.stall import StallWatch, unread_bytes
 from vllm_gateway.web.turn import TARGETS, AsgiTurn, Turn
 

@@ -15,7 +15,7 @@ from vllm_gateway.policy.keys import ANONYMOUS
 from vllm_gateway.telemetry import AccessLog, Metrics
 from vllm_gateway.web.exchange import CLIENT_CLOSED, Exchange
 
-_DELAY = 0.05  # seconds: nobody who reads metrics or a log sees the difference
+_DELAY = 0.2  # seconds: nobody who reads metrics or a log sees the difference
 _AT_ONCE = 4  # then the loop looks for others, so that no first token waits for all of them
 _MOST = 256  # that wait
 
@@ -37,7 +37,7 @@ class Records:
             self._armed = True
             asyncio.get_running_loop().call_later(_DELAY, self._in_time)
         elif len(self._ended) >= _MOST:
-            self.flush()
+            self._tell(_AT_ONCE)
 
     def _in_time(self) -> None:
         self._tell(_AT_ONCE)
