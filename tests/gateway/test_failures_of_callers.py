@@ -16,7 +16,6 @@ from http_caller import Caller, until
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
 UNARY = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 SIMPLE = {"message": "hi"}
-HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 SHORT = {"timeouts": {"firstToken": "200ms", "idle": "200ms", "unary": "300ms", "writeStall": "300ms"}}
 
 
@@ -57,7 +56,7 @@ async def test_e08_a_caller_that_leaves_just_as_the_head_comes_frees_the_engine(
     async def script(reply: Reply) -> None:
         callers[-1].reset()
         await asyncio.sleep(0)  # it is done in the next turn of the loop, before the following line
-        await reply.raw(HEAD)  # so the gateway hears of both at once
+        await reply.head()  # so the gateway hears of both at once
         await reply.until_caller_leaves()
 
     async with FakeEngine(script) as engine, gateway(engine) as running:

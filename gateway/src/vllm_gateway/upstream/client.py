@@ -81,6 +81,7 @@ class Connection(asyncio.Protocol):
 
         `arrived` is called with it first, as it is read, and may `start` the body: the task that waits here
         has its turn when all has been read that other connections have, which under load is a millisecond.
+
         A failure is retryable if the connection was a reused one and not one byte of an answer came: the
         engine closed it just as the request was sent. A new connection that closes may mean that the request
         itself killed the engine, and must not kill the next one too.
@@ -90,8 +91,8 @@ class Connection(asyncio.Protocol):
         self._awaited, self._arrived = self._loop.create_future(), arrived
         if limit is not None:
             limit.begin(self)
-        self._transport.write(request)
         try:
+            self._transport.write(request)
             return await self._awaited
         finally:
             self._awaited = self._arrived = None
