@@ -274,7 +274,9 @@ async def test_the_access_log_has_one_line_a_request_and_no_secrets(
 
 def test_the_access_log_is_text_on_a_terminal_and_silent_above_its_level() -> None:
     stream = io.StringIO()
-    AccessLog(stream, level="info", as_json=False).write([(0.5, {"model": "a\nb", "status": 200})])
+    log = AccessLog(stream, level="info", as_json=False)
+    log.add([(0.5, {"model": "a\nb", "status": 200})])
+    log.flush()
     assert not AccessLog(stream, level="warning", as_json=False).on
     line = stream.getvalue()
     assert line == "1970-01-01T00:00:00.500Z INFO    request model=a\\nb status=200\n"
@@ -284,7 +286,9 @@ def test_the_access_log_is_text_on_a_terminal_and_silent_above_its_level() -> No
 def test_a_log_that_nobody_reads_refuses_no_request() -> None:
     stream = io.StringIO()
     stream.close()
-    AccessLog(stream, level="info", as_json=True).write([(0.5, {"status": 200})])
+    log = AccessLog(stream, level="info", as_json=True)
+    log.add([(0.5, {"status": 200})])
+    log.flush()
 
 
 async def test_the_openapi_document_has_every_route(gateway: Any) -> None:

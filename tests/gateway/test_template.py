@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vllm_gateway.deadlines import Limits
 from vllm_gateway.routing.pick import Hint
 from vllm_gateway.routing.table import Endpoint, Model
 from vllm_gateway.settings import Timeouts
@@ -28,7 +29,7 @@ from vllm_gateway.upstream.attempt import Call, Upstream
 from vllm_gateway.upstream.client import Connection
 from vllm_gateway.upstream.http1 import Heads, parse_head
 from vllm_gateway.upstream.sse import last_event_end
-from vllm_gateway.upstream.template import Template, learn
+from vllm_gateway.upstream.template import Template, Templates
 from vllm_gateway.web.channel import Flow, Headers, Message
 from vllm_gateway.web.chat import MAX_EVENT_BYTES, ChatStream
 from vllm_gateway.web.dialect import StreamDialect
@@ -177,7 +178,14 @@ class LongWay:
         self._stream.end(payload)
 
 
-async def relayed(reads: list[bytes], dialect: StreamDialect, *, tap: bool, forwards: bool = True) -> Outcome:
+async def relayed(
+    reads: list[bytes],
+    dialect: StreamDialect,
+    templates: Templates | None = None,
+    *,
+    tap: bool,
+    forwards: bool = True,
+) -> Outcome:
     loop = asyncio.get_running_loop()
     connection, channel = Connection(loop, Heads()), Recorder(forwards=forwards)
     wire, head = Wire(connection), parse_head(HEAD)
@@ -185,7 +193,15 @@ async def relayed(reads: list[bytes], dialect: StreamDialect, *, tap: bool, forw
     call = Call("m", "/x", lambda _: b"", {}, "id", 1.0, first_token=True, hint=Hint())
     model, endpoint = Model("m", "m"), Endpoint("e", "h", 1)
     upstream = Upstream(call, model, endpoint, connection, loop.time(), lambda: None)
-    stream = Stream(channel, upstream, dialect, Gaps(), Timeouts())
+    stream = Stream(
+        channel,
+        upstream,
+        dialect,
+        Gaps(),
+        Templates() if templates is None else templates,
+        Timeouts(),
+        Limits(),
+    )
     sink = LongWay(stream)
     connection.start(sink, stream.tokens if tap else None)
     for read in reads:
@@ -246,9 +262,11 @@ async def test_any_split_of_any_stream_gives_the_same_bytes_by_both_ways(
     whole = [*first, *events, FINISH, USAGE, *([DONE] if ends else [])]
     reads = as_reads([*framed(whole, cuts), *([b"0\r\n\r\n"] if ends else [])], joints, points)
     long = await relayed(reads, dialect(), tap=False)
-    short = await relayed(reads, dialect(), tap=True)
-    assert short.sent == long.sent
-    assert (short.outcome, short.accounted) == (long.outcome, long.accounted)
+    templates = Templates()
+    for _ in ("first", "another, by what the first one showed"):
+        short = await relayed(reads, dialect(), templates, tap=True)
+        assert short.sent == long.sent
+        assert (short.outcome, short.accounted) == (long.outcome, long.accounted)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
@@ -288,20 +306,59 @@ async def test_events_are_not_passed_on_with_a_framing_that_the_caller_does_not_
     ],
 )
 def test_what_is_more_than_a_text_has_no_template(document: object) -> None:
-    assert learn(event(document)) is None
+    assert Templates().learn(event(document)) is None
 
 
 @pytest.mark.parametrize(
     "raw", [b": ping\n\n", DONE, b'data: {"content":"\n\n', b'data: {"choices":[{"text":"a"}]}\r\n\r\n']
 )
 def test_what_is_no_event_of_one_line_of_json_has_none(raw: bytes) -> None:
-    assert learn(raw) is None
+    assert Templates().learn(raw) is None
 
 
 def ordinary() -> Template:
-    template = learn(event(token("a")))
+    template = Templates().learn(event(token("a")))
     assert template is not None
     return template
+
+
+OWN = st.fixed_dictionaries(
+    {
+        "id": st.from_regex(r"[\w.\-]{0,8}\Z", fullmatch=True) | st.sampled_from(['"', "é", "\\", "a b"]),
+        "object": st.sampled_from(["chat.completion.chunk", "text_completion", '"']),
+        "created": st.sampled_from([0, 1, 1790000000, -1, 1.5, None, "1"]),
+    }
+)
+
+
+@given(st.lists(st.tuples(OWN, EVENTS), min_size=2, max_size=12))
+def test_what_was_learnt_of_other_streams_never_changes_what_a_template_is(
+    streams: list[tuple[dict[str, Any], bytes]],
+) -> None:
+    templates = Templates()
+    for own, raw in streams:
+        one = raw.replace(
+            b'"id":"chatcmpl-1","created":1', json.dumps(own, separators=(",", ":")).encode()[1:-1]
+        )
+        assert templates.learn(one) == Templates().learn(one)
+
+
+def test_the_streams_of_an_engine_have_one_shape() -> None:
+    templates = Templates()
+    for number in range(100):
+        own = {"id": f"chatcmpl-{number}", "object": "chat.completion.chunk", "created": 17900 + number}
+        template = templates.learn(event({**own, "model": "m", "choices": token("a")["choices"]}))
+        assert template is not None
+        assert own["id"].encode() in template.prefix
+    assert len(templates) == 1
+
+
+def test_few_shapes_are_kept_however_many_there_are() -> None:
+    templates = Templates()
+    for number in range(10_000):
+        own = {"id": "x", "object": "y", "created": 1, "model": str(number)}
+        assert templates.learn(event(own | {"choices": token("a")["choices"]})) is not None
+    assert len(templates) <= 256
 
 
 @pytest.mark.parametrize(

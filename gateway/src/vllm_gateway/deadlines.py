@@ -46,3 +46,16 @@ class Deadlines:
                 return
             del self._due[who]
             who.too_late()
+
+
+class Limits:
+    """Time limits by their seconds, of which settings and models have few different ones."""
+
+    def __init__(self) -> None:
+        self._all: dict[float, Deadlines] = {}
+
+    def of(self, seconds: float) -> Deadlines:
+        limit = self._all.get(seconds)
+        if limit is None:
+            limit = self._all[seconds] = Deadlines(asyncio.get_running_loop(), seconds)
+        return limit

@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 from vllm_gateway.instruments import Absences, Counter, Distribution, Histogram
 
 UNKNOWN_MODEL = "unknown"
+_MOST_LINES = 64  # of the access log that wait to be written
 KEPT_SECONDS = 900.0  # after what they are about is gone: several scrapes, though a collector was away
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 300)
@@ -282,21 +283,31 @@ class Written(Protocol):
 class AccessLog:
     """A line for each request; `on` where the level is `info` or lower.
 
-    It does not go through the logging module, whose record costs several times what the line does.
+    It does not go through the logging module, whose record costs several times what the line does. Lines wait
+    for `flush`, a bounded number of them: each write wakes the thread that does it.
     """
 
     def __init__(self, stream: Written, *, level: str, as_json: bool) -> None:
         self._stream = stream
         self._lines = Lines(as_json=as_json)
+        self._said: list[str] = []
         self.on = logging.getLevelNamesMapping()[level.upper()] <= logging.INFO
 
-    def write(self, requests: Iterable[tuple[float, Mapping[str, object]]]) -> None:
+    def add(self, requests: Iterable[tuple[float, Mapping[str, object]]]) -> None:
         """When each ended, in seconds since 1970, and what there is to say."""
         line = self._lines.line
-        said = [line(at, "INFO", "vllm_gateway.access", "request", fields) for at, fields in requests]
-        with contextlib.suppress(OSError, ValueError):  # nobody reads any more: no reason to refuse requests
-            self._stream.write("".join([f"{each}\n" for each in said]))
-            self._stream.flush()
+        self._said += [line(at, "INFO", "vllm_gateway.access", "request", fields) for at, fields in requests]
+        if len(self._said) >= _MOST_LINES:
+            self.flush()
+
+    def flush(self) -> None:
+        said, self._said = self._said, []
+        if said:
+            with contextlib.suppress(
+                OSError, ValueError
+            ):  # nobody reads any more: no reason to refuse requests
+                self._stream.write("\n".join([*said, ""]))
+                self._stream.flush()
 
 
 def configure_logging(level: str, *, as_json: bool) -> None:

@@ -195,5 +195,10 @@ def _parse(file: Path) -> _File:
         raise BadKeys(f"{file} is not valid YAML{where}") from None
 
 
+_SHA256 = hashlib.sha256()
+
+
 def _digest(secret: bytes) -> str:
-    return hashlib.sha256(secret).hexdigest()
+    digest = _SHA256.copy()  # OpenSSL looks for the algorithm's code with each new one
+    digest.update(secret)
+    return digest.hexdigest()

@@ -226,7 +226,7 @@ class Engines:
         upstream = Upstream(call, model, endpoint, connection, sent_at, generates)
         try:
             request = request_bytes(call, endpoint, call.body_for(model), key)
-            await connection.exchange(request, self.client.limit(seconds), upstream.arrived)
+            await connection.exchange(request, self.client.limits.of(seconds), upstream.arrived)
         except TimeoutError as error:
             connection.close()
             reason = "first_token_timeout" if call.first_token else "unary_timeout"

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from vllm_gateway.deadlines import Deadlines
+from vllm_gateway.deadlines import Deadlines, Limits
 from vllm_gateway.errors import UpstreamFailure
 from vllm_gateway.routing.table import Endpoint
 from vllm_gateway.sockets import acknowledge_less, give_up_unheard
@@ -267,7 +267,8 @@ class Client:
     """Connections to engines, kept for reuse for `keep_alive` seconds; last in, first out.
 
     A host that acknowledges nothing of a request for `unheard` seconds is gone. That of an engine which hangs
-    still does; so this is far less than an engine may take for a first token.
+    still does; so this is far less than an engine may take for a first token. `limits` are those of all that
+    an engine's answer is waited for.
     """
 
     def __init__(self, *, connect_timeout: float, keep_alive: float, unheard: float = 30.0) -> None:
@@ -275,7 +276,7 @@ class Client:
         self._unheard = unheard
         self._keep_alive = keep_alive
         self._heads = Heads()
-        self._limits: dict[float, Deadlines] = {}
+        self.limits = Limits()
         self._idle: dict[Endpoint, deque[Connection]] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._tls: ssl.SSLContext | None = None
@@ -309,13 +310,6 @@ class Client:
         except (OSError, ssl.SSLError) as error:
             raise UpstreamFailure("connect", f"{where}: {error}", retryable=True) from error
         return connection
-
-    def limit(self, seconds: float) -> Deadlines:
-        """How long a head may take. Models have few different ones."""
-        limit = self._limits.get(seconds)
-        if limit is None:
-            limit = self._limits[seconds] = Deadlines(asyncio.get_running_loop(), seconds)
-        return limit
 
     def distrust(self, endpoint: Endpoint, lost: Connection) -> None:
         """A reused connection was closed under its request: those that have been idle for as long as it had

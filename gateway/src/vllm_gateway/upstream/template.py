@@ -9,14 +9,20 @@ as a whole, elsewhere.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 
 from vllm_gateway.json_value import json_value
 from vllm_gateway.upstream.http1 import SIZES
 
-_KEYS = (b'"content":"', b'"text":"', b'"reasoning":"', b'"reasoning_content":"')
+_KEYS = tuple(
+    (b'"%b":"' % name.encode(), name) for name in ("content", "text", "reasoning", "reasoning_content")
+)
 _DELTA = {"content", "reasoning", "reasoning_content", "role"}
 _MARK = "\N{REPLACEMENT CHARACTER}"
+# How vLLM's events begin. In place of this `id` and `created` any others make the same document but for them.
+_OWN = re.compile(rb'data: \{"id":"[\w.-]*","object":("[\w.]*"),"created":[1-9][0-9]*,')
+_MOST_KNOWN = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +61,42 @@ class Template:
         return at, texts
 
 
-def learn(event: bytes) -> Template | None:
-    """The template of a token event; None if this is none, or one with more in it than a text."""
-    if not event.startswith(b"data: {") or event.find(b"\n") != len(event) - 2:
+class Templates:
+    """Finds templates, and knows them again: an engine's streams differ in their `id` and `created` only, so
+    that the next one's first token need not be parsed.
+    """
+
+    def __init__(self) -> None:
+        self._known: set[tuple[bytes, bytes, bytes]] = set()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def learn(self, event: bytes) -> Template | None:
+        """The template of a token event; None if this is none, or one with more in it than a text."""
+        if not event.startswith(b"data: {") or event.find(b"\n") != len(event) - 2:
+            return None
+        for key, name in _KEYS:
+            before, found, rest = event.partition(key)
+            if found:
+                text, quote, after = rest.partition(b'"')
+                template = Template(before + key, quote + after, name)
+                return template if self._holds(template, event, text) else None
         return None
-    for key in _KEYS:
-        before, found, rest = event.partition(key)
-        if found:
-            text, quote, after = rest.partition(b'"')
-            template = Template(before + key, quote + after, key[1:-3].decode())
-            return template if _holds(template, event, text) else None
-    return None
+
+    def _holds(self, template: Template, event: bytes, text: bytes) -> bool:
+        own = _OWN.match(template.prefix)
+        if own is None or text.endswith(b"\\"):  # which may hide that the text goes on
+            return _holds(template, event, text)
+        shape = own[1], template.prefix[own.end() :], template.suffix
+        if shape in self._known:
+            return True
+        if not _holds(template, event, text):
+            return False
+        if len(self._known) >= _MOST_KNOWN:
+            self._known.clear()
+        self._known.add(shape)
+        return True
 
 
 def _holds(template: Template, event: bytes, text: bytes) -> bool:

@@ -46,10 +46,12 @@ class Records:
             asyncio.get_running_loop().call_soon(self._in_time)
         else:
             self._metrics.settle_gaps()
+            self._access_log.flush()
 
     def flush(self) -> None:
         self._metrics.settle_gaps()
         self._tell(len(self._ended))
+        self._access_log.flush()
 
     def _tell(self, most: int) -> None:
         """Of the oldest, so many."""
@@ -58,7 +60,7 @@ class Records:
         for each in ended:
             self._count(each)
         if ended and self._access_log.on:
-            self._access_log.write(_lines(ended, time.time() - time.monotonic()))
+            self._access_log.add(_lines(ended, time.time() - time.monotonic()))
 
     def _count(self, ended: Exchange) -> None:
         metrics, model = self._metrics, ended.model

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from dataclasses import dataclass, field
 
+from vllm_gateway.deadlines import Limits
 from vllm_gateway.errors import GatewayError, UpstreamFailure, from_engine, from_failure
 from vllm_gateway.policy.cache import Answer
 from vllm_gateway.policy.room import Held
@@ -15,6 +16,7 @@ from vllm_gateway.settings import Timeouts
 from vllm_gateway.telemetry import Gaps
 from vllm_gateway.upstream.attempt import Call, Upstream
 from vllm_gateway.upstream.sse import Events, has_data
+from vllm_gateway.upstream.template import Templates
 from vllm_gateway.web.channel import Channel, Headers
 from vllm_gateway.web.dialect import Account, Dialect, StreamDialect
 from vllm_gateway.web.exchange import Exchange
@@ -39,33 +41,49 @@ _COMMENT = ord(":")
 class Stream:
     """Carries one stream: the upstream connection's sink and the caller's flow.
 
-    Everything here runs inside the event loop's callbacks; the owner only waits for `done`.
+    Everything here runs inside the event loop's callbacks; the owner only waits for `done`. That is
+    cancelled with it: `ended` says whether the stream has ended.
     """
 
     def __init__(
-        self, channel: Channel, upstream: Upstream, dialect: StreamDialect, gaps: Gaps, timeouts: Timeouts
+        self,
+        channel: Channel,
+        upstream: Upstream,
+        dialect: StreamDialect,
+        gaps: Gaps,
+        templates: Templates,
+        timeouts: Timeouts,
+        limits: Limits,
     ) -> None:
         self._loop = loop = asyncio.get_running_loop()
         self._channel = channel
         self.upstream = upstream
         self.dialect = dialect
         self._events = events = Events()
-        self.tokens = Tokens(channel, upstream.connection, events, dialect, gaps, loop.time, upstream.sent_at)
-        limits = upstream.model.limits
-        self._first_token_timeout = limits.first_token or timeouts.first_token
-        self._idle_timeout = limits.idle or timeouts.idle
+        self.tokens = Tokens(
+            channel, upstream.connection, events, dialect, gaps, templates, loop.time, upstream.sent_at
+        )
+        own = upstream.model.limits
+        self._first_token_timeout = own.first_token or timeouts.first_token
+        self._idle_timeout = own.idle or timeouts.idle
         self._write_stall = timeouts.write_stall
         self._stalled: StallWatch | None = None
         self.first_token_at: float | None = None
         self.outcome = "client_closed"  # until the stream ends in another way
         self.failure: UpstreamFailure | None = None
+        self.ended = False
         self.done: asyncio.Future[None] = loop.create_future()
-        self._watchdog = self._look_again()
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._first_look = limits.of(self._idle_timeout)
+        if self._deadline() < loop.time() + self._idle_timeout:
+            self._watchdog = self._look_again()
+        else:
+            self._first_look.begin(self)
 
     # upstream.client.Sink
 
     def data(self, payload: bytes) -> None:
-        if self.done.done():  # the engine may still send, until its connection closes
+        if self.ended:  # the engine may still send, until its connection closes
             return
         sent = self._take(payload)
         if sent:
@@ -89,7 +107,7 @@ class Stream:
 
     def end(self, payload: bytes) -> None:
         """The engine's body is complete; the stream is, if its terminator has come."""
-        if self.done.done():
+        if self.ended:
             return
         account = self.dialect.account
         last = self._take(payload)
@@ -104,7 +122,7 @@ class Stream:
 
     def failed(self, failure: UpstreamFailure) -> None:
         """One error event at an event's boundary; in the middle of a huge event only a cut is honest."""
-        if self.done.done():
+        if self.ended:
             return
         if self.dialect.account.done:  # everything was there but the framing's end
             self._finish(self.dialect.account.failure or "complete", self.dialect.end())
@@ -140,17 +158,21 @@ class Stream:
 
     def close(self) -> None:
         """Stops the timers; nothing is delivered any more. Safe to call twice."""
-        if self.done.done():
+        if self.ended:
             return
-        self.done.set_result(None)
-        self._watchdog.cancel()
+        self.ended = True
+        if not self.done.done():  # cancelled with the owner, who waits for it
+            self.done.set_result(None)
+        self._first_look.end(self)
+        if self._watchdog is not None:
+            self._watchdog.cancel()
         if self._stalled is not None:
             self._stalled.stop()
         self._channel.flow = None
         self.tokens.close()
 
     def _finish(self, outcome: str, last: bytes | None) -> None:
-        if self.done.done():
+        if self.ended:
             return
         self.outcome = outcome
         if last is None:
@@ -172,10 +194,12 @@ class Stream:
         deadline, latest = self._deadline(), self._loop.time() + self._idle_timeout
         if self._stalled is not None or (self.first_token_at is None and latest < deadline):
             deadline = latest
-        return self._loop.call_at(deadline, self._check_progress)
+        return self._loop.call_at(deadline, self.too_late)
 
-    def _check_progress(self) -> None:
-        """Runs once a timeout, not once an event: it looks when the last event was."""
+    def too_late(self) -> None:
+        """Runs once a timeout, not once an event: it looks when the last event was. The first time called by
+        the limit that streams have in common, then by this one's own timer.
+        """
         if self._stalled is not None or self._loop.time() < self._deadline():
             self._watchdog = self._look_again()
             return
@@ -286,8 +310,16 @@ class RelayResponse:
         dialect = self.dialect.stream(upstream.endpoint.id)
         if self.place is not None and self.place.model == model:
             dialect = RecordedStream(dialect, self.place.limit)
-        gaps = self.services.metrics.gaps_of(model)
-        self.stream = stream = Stream(channel, upstream, dialect, gaps, self.services.settings.timeouts)
+        services = self.services
+        self.stream = stream = Stream(
+            channel,
+            upstream,
+            dialect,
+            services.metrics.gaps_of(model),
+            services.templates,
+            services.settings.timeouts,
+            services.engines.client.limits,
+        )
         channel.flow = stream
         exchange.model, exchange.error_event = model, None
         if not channel.started:
@@ -309,7 +341,7 @@ class RelayResponse:
         stream, self.stream = self.stream, None  # which knows, by its call, this object
         if stream is None:
             return
-        if not (stream.done.done() or self.exchange.channel.gone):  # the owner was cancelled, not left
+        if not (stream.ended or self.exchange.channel.gone):  # the owner was cancelled, not left
             stream.failed(UpstreamFailure("draining", "the gateway stops"))
         stream.close()
         self._record_stream(stream)

@@ -15,6 +15,7 @@ from vllm_gateway.settings import Settings
 from vllm_gateway.telemetry import Metrics
 from vllm_gateway.tracing import Tracing
 from vllm_gateway.upstream.attempt import Engines
+from vllm_gateway.upstream.template import Templates
 from vllm_gateway.web.openai import Fingerprints
 from vllm_gateway.web.records import Records
 
@@ -47,3 +48,4 @@ class Services:
     lifecycle: Lifecycle
     tracing: Tracing | None = None
     fingerprints: Fingerprints = field(default_factory=Fingerprints)
+    templates: Templates = field(default_factory=Templates)

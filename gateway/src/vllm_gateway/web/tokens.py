@@ -14,7 +14,7 @@ from collections.abc import Callable
 from vllm_gateway.telemetry import Gaps
 from vllm_gateway.upstream.client import Connection
 from vllm_gateway.upstream.sse import Events, last_event
-from vllm_gateway.upstream.template import Template, learn
+from vllm_gateway.upstream.template import Template, Templates
 from vllm_gateway.web.channel import Channel
 from vllm_gateway.web.dialect import Account, Shape, Shortcut, StreamDialect
 
@@ -58,6 +58,7 @@ class Tokens(asyncio.Protocol):
         "_skip",
         "_suffix",
         "_template",
+        "_templates",
         "last",
     )
 
@@ -68,6 +69,7 @@ class Tokens(asyncio.Protocol):
         events: Events,
         dialect: StreamDialect,
         gaps: Gaps,
+        templates: Templates,
         now: Callable[[], float],
         last: float,
     ) -> None:
@@ -84,6 +86,7 @@ class Tokens(asyncio.Protocol):
         self._account: Account = dialect.account
         self._shortcut = dialect if isinstance(dialect, Shortcut) else _NONE
         self._lessons = 0 if self._shortcut is _NONE else _LESSONS
+        self._templates = templates
         self._template: Template | None = None
 
     # With the template come what is looked for in a read of one chunk, and what is made of its text.
@@ -193,7 +196,7 @@ class Tokens(asyncio.Protocol):
         if not self._lessons or self._account.done or (shortcut.verbatim and not self._channel.forwards):
             return
         self._lessons -= 1
-        template = learn(last_event(block))
+        template = self._templates.learn(last_event(block))
         if template is None:
             return
         self._template = template

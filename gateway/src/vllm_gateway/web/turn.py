@@ -191,12 +191,7 @@ class Turn:
         self._transport.abort()
 
     async def wait(self, done: asyncio.Future[Any]) -> None:
-        if done.done():
-            return
-        # Awaited itself it would be cancelled with its waiter; asyncio.wait would do, for ten times as much.
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        done.add_done_callback(lambda _: None if waiter.done() else waiter.set_result(None))
-        await waiter
+        await done
 
     async def ready(self) -> None:
         """Until the caller has read, nearly, what was answered before on its connection."""

@@ -44,6 +44,6 @@ async def _with_comments(channel: Channel, settled: asyncio.Future[None], second
 
     beat()
     try:
-        await channel.wait(settled)
+        await channel.wait(asyncio.shield(settled))
     finally:
         timer.cancel()
