@@ -349,7 +349,7 @@ def test_the_streams_of_an_engine_have_one_shape() -> None:
         own = {"id": f"chatcmpl-{number}", "object": "chat.completion.chunk", "created": 17900 + number}
         template = templates.learn(event({**own, "model": "m", "choices": token("a")["choices"]}))
         assert template is not None
-        assert own["id"].encode() in template.prefix
+        assert b"chatcmpl-%d" % number in template.prefix
     assert len(templates) == 1
 
 
