@@ -1,18 +1,18 @@
 """What relaying streams costs: this gateway beside nginx, vllm-router and no proxy at all, in one run.
 
-    make bench                                   # everything, 3 rounds: about 13 minutes
+    make bench                                   # everything, 3 rounds: about 20 minutes
     .venv/bin/python bench/gateway --short       # the cost alone, 1 round: two minutes
     .venv/bin/python bench/gateway --write       # and the table and the plot into docs/
     .venv/bin/python bench/gateway --python /usr/bin/python3    # the gateway by another interpreter
 
 The figure is the proxy's CPU time by the kernel's per-process clock, so a busy machine disturbs it less than
 it would a latency. Proxies take turns, round by round; each figure is the median of the rounds. Slope and
-intercept are the cost of one more event and of a request, from streams of 1 and of 500 events. A 99th
-percentile of 300 first events is the third worst, and a virtual machine's own pauses are longer: so that
-load has six rounds at least.
+intercept are the cost of one more event and of a request, from streams of 1 and of 500 events.
 
 The cost is measured twice: on processors that fall asleep between two events, and then find their caches
-empty, and on processors that a loop of the lowest priority keeps awake, as a busy node's are.
+empty, and on processors that a loop of the lowest priority keeps awake, as a busy node's are. Those that
+sleep wake up sooner or later by how busy the machine's other guests are, and a proxy's cost goes up and down
+by a third from one round to the next: so there the loads that show it have nine rounds at least.
 
 Read the ratios, not the microseconds: those belong to the machine.
 """
@@ -30,7 +30,7 @@ from report import Results, Runs, UnaryRuns, tables, write_docs
 
 _COST = (ONE, HUNDRED, LONG, THREE_HUNDRED)
 _UNARY_SECONDS = 2.0
-_LATENCY_ROUNDS = 6
+_COST_ROUNDS = 9
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def main() -> None:
         else:
             everything = [*chosen, source]
             measure(everything, ALL, results.runs, rounds)
-            measure(everything, [THREE_HUNDRED], results.runs, max(0, _LATENCY_ROUNDS - rounds))
+            measure(everything, _COST, results.runs, max(0, _COST_ROUNDS - rounds))
             measure_unary(everything, results.unary, rounds)
         with awake():
             measure(chosen, _COST, results.awake, rounds)
