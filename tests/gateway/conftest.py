@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -113,6 +114,27 @@ def gateway(request: pytest.FixtureRequest) -> Serve:
 def raw_gateway() -> Serve:
     """As `gateway`, with the channel that ships: for what uvicorn's own protocol does not do."""
     return serve
+
+
+class Kept(logging.Handler):
+    """The messages of what was logged."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(self.format(record))
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_to_the_loop() -> Iterator[None]:
+    """asyncio reports exceptions of callbacks, and those of tasks and futures that nobody asked for."""
+    kept, logger = Kept(), logging.getLogger("asyncio")
+    logger.addHandler(kept)
+    yield
+    logger.removeHandler(kept)
+    assert not kept.messages
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -137,7 +137,8 @@ def install() -> None:
     with step("Debian packages"):
         debian_packages(PACKAGES, LOG)
         if not any((folder / "bridge").exists() for folder in CNI_FOLDERS):
-            debian_packages({"bridge": "containernetworking-plugins"}, LOG)
+            # By its path: a `bridge` on PATH is iproute2's.
+            debian_packages({str(CNI_FOLDERS[0] / "bridge"): "containernetworking-plugins"}, LOG)
 
 
 def is_whole() -> bool:

@@ -78,7 +78,7 @@ class Channel(Protocol):
 
     async def wait(self, done: asyncio.Future[Any]) -> None:
         """Until `done`, or until everything written is handed on, whichever is later. `done` may be cancelled
-        with the waiter, and what it raises be raised here.
+        with the waiter, and never has an exception.
         """
         ...
 

@@ -42,8 +42,10 @@ async def _with_comments(channel: Channel, settled: asyncio.Future[None], second
         channel.write(_COMMENT)
         timer = loop.call_later(seconds, beat)
 
+    over: asyncio.Future[None] = loop.create_future()  # cancelled with whoever waits, as the ticket's may not be
+    settled.add_done_callback(lambda _: None if over.done() else over.set_result(None))
     beat()
     try:
-        await channel.wait(asyncio.shield(settled))
+        await channel.wait(over)
     finally:
         timer.cancel()
