@@ -42,7 +42,7 @@ async def _with_comments(channel: Channel, settled: asyncio.Future[None], second
         channel.write(_COMMENT)
         timer = loop.call_later(seconds, beat)
 
-    over: asyncio.Future[None] = loop.create_future()  # cancelled with whoever waits, as the ticket's may not be
+    over: asyncio.Future[None] = loop.create_future()  # cancelled with the waiter, as the ticket's may not be
     settled.add_done_callback(lambda _: None if over.done() else over.set_result(None))
     beat()
     try:
