@@ -46,7 +46,8 @@ def event(document: object, *, ascii_only: bool = False) -> bytes:
 
 def chunk_of(delta: dict[str, Any], reason: str | None = None, **more: object) -> dict[str, object]:
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
-    return {"id": "chatcmpl-1", "created": 1, "model": "m", "choices": [choice], **more}
+    own = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1}
+    return {**own, "model": "m", "choices": [choice], **more}
 
 
 def token(text: str, **more: Any) -> dict[str, object]:
@@ -337,9 +338,8 @@ def test_what_was_learnt_of_other_streams_never_changes_what_a_template_is(
 ) -> None:
     templates = Templates()
     for own, raw in streams:
-        one = raw.replace(
-            b'"id":"chatcmpl-1","created":1', json.dumps(own, separators=(",", ":")).encode()[1:-1]
-        )
+        usual = b'"id":"chatcmpl-1","object":"chat.completion.chunk","created":1'
+        one = raw.replace(usual, json.dumps(own, separators=(",", ":")).encode()[1:-1])
         assert templates.learn(one) == Templates().learn(one)
 
 

@@ -303,9 +303,7 @@ class AccessLog:
     def flush(self) -> None:
         said, self._said = self._said, []
         if said:
-            with contextlib.suppress(
-                OSError, ValueError
-            ):  # nobody reads any more: no reason to refuse requests
+            with contextlib.suppress(OSError, ValueError):  # nobody reads any more: requests go on
                 self._stream.write("\n".join([*said, ""]))
                 self._stream.flush()
 
