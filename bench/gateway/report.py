@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import random
 import statistics
 import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 
 from loads import BURST, HUNDRED, LONG, MANY, ONE, THREE_HUNDRED, Load, Run, UnaryRun
 from proxies import ROOT
@@ -17,6 +19,7 @@ from proxies import ROOT
 _BEGIN, _END = "<!-- bench/gateway: begin -->", "<!-- bench/gateway: end -->"
 _DOCS, _PLOT = ROOT / "docs/benchmarks.md", ROOT / "docs/benchmarks-gateway.svg"
 _EVENT_COSTS = (HUNDRED, THREE_HUNDRED)
+_DRAWS, _TAIL = 1000, 0.05
 
 
 class Runs(defaultdict[tuple[str, Load], list[Run]]):
@@ -32,8 +35,20 @@ class Runs(defaultdict[tuple[str, Load], list[Run]]):
         return statistics.median(map(value, self[name, load]))
 
     def cpu(self, name: str, load: Load) -> float:
-        """CPU microseconds of one stream of the load."""
-        return self.median(name, load, lambda run: run.cpu) / load.streams * 1e6
+        """CPU microseconds of one stream of the load, the mean of its rounds.
+
+        A round costs up to twice what another does, as the machine wakes its processors. Between two such
+        states a median leaps and a mean does not: the ratio of two proxies' means wavers half as much.
+        """
+        return statistics.fmean(run.cpu for run in self[name, load]) / load.streams * 1e6
+
+    def drawn(self, chance: random.Random) -> Runs:
+        """As many rounds, each drawn from these anew, and the same of every proxy (a bootstrap)."""
+        found, rounds = Runs(), {load: len(runs) for (_, load), runs in self.items()}
+        picks = {load: chance.choices(range(number), k=number) for load, number in rounds.items()}
+        for (name, load), runs in self.items():
+            found[name, load] = [runs[pick] for pick in picks[load]]
+        return found
 
     def slope(self, name: str) -> float:
         """Microseconds of one more event."""
@@ -72,11 +87,25 @@ def _when(results: Results) -> str:
     number, built, version = subprocess.check_output([results.python, "-c", build], text=True).split("|")
     machine = f"{os.cpu_count()} cores, Python {version.strip()} ({number}, {built}), {system}"
     day = datetime.now(UTC).strftime("%Y-%m-%d")
-    rounds = f"median of {results.rounds} rounds" if results.rounds > 1 else "one round"
-    most = max(map(len, results.runs.values()))
-    if most > results.rounds:
-        rounds += f", of {most} in the first table and for 300 over a second"
-    return f"{machine}, {day}; {rounds}; load average at the end {os.getloadavg()[0]:.1f}.\n"
+    rounds = f"{results.rounds} rounds" if results.rounds > 1 else "one round"
+    return f"{machine}, {day}; {rounds}{_more(results)}; load average at the end {os.getloadavg()[0]:.1f}.\n"
+
+
+def _more(results: Results) -> str:
+    """How many rounds the loads of the cost have, where they have more."""
+    counts = [
+        sorted({len(runs) for (_, load), runs in shown.items() if load in loads})
+        for shown in (results.runs, results.awake)
+        for loads in ((ONE, LONG), _EVENT_COSTS)
+    ]
+    if max(map(max, counts)) == results.rounds:
+        return ""
+    slope, events, slope_awake, events_awake = (str(found[-1]) for found in counts)
+    return (
+        f", of slope and intercept {slope} (awake {slope_awake}), of 100 and 300 × 100 {events} "  # noqa: RUF001
+        f"(awake {events_awake}); CPU is the mean of the rounds, all else their median; in brackets where "
+        "nine in ten ratios lie if the rounds are drawn again"
+    )
 
 
 def _row(cells: Iterable[str]) -> str:
@@ -90,26 +119,34 @@ def _table(head: list[str], rows: Iterable[list[str]]) -> str:
 def _cost_table(results: Runs, title: str) -> str:
     """CPU: slope, intercept, and per event at 100 and 300 streams, each with its ratio to the first row's."""
     names = [name for name in results.names() if name != "direct"]
-    base = names[0]
+    draws = [results.drawn(random.Random(number)) for number in range(_DRAWS)]
 
-    def with_ratio(value: float, reference: float) -> str:
-        return f"{value:.1f} µs ({value / reference:.2f} ×)"  # noqa: RUF001
+    def cell(name: str, cost: Callable[[Runs, str], float]) -> str:
+        return f"{cost(results, name):.1f} µs ({_ratio(results, draws, cost, name, names[0])})"
 
     def row(name: str) -> list[str]:
-        cells = [
-            name,
-            with_ratio(results.slope(name), results.slope(base)),
-            f"{results.intercept(name):.0f} µs",
-        ]
-        cells += [
-            with_ratio(*(results.cpu(who, load) / load.events for who in (name, base)))
-            for load in _EVENT_COSTS
-        ]
-        return [*cells, _completed(results, name)]
+        per_event = [cell(name, partial(_per_event, load)) for load in _EVENT_COSTS]
+        request = f"{results.intercept(name):.0f} µs"
+        return [name, cell(name, Runs.slope), request, *per_event, _completed(results, name)]
 
     head = [title, "per event (slope)", "per request (intercept)"]
     loads = [f"per event, {load.streams} × {load.events}" for load in _EVENT_COSTS]  # noqa: RUF001
     return _table([*head, *loads, "streams complete"], map(row, names))
+
+
+def _per_event(load: Load, runs: Runs, name: str) -> float:
+    return runs.cpu(name, load) / load.events
+
+
+def _ratio(results: Runs, draws: list[Runs], cost: Callable[[Runs, str], float], name: str, base: str) -> str:
+    """The cost over that of `base`, and within which bounds it lies in nine of ten draws."""
+
+    def over(runs: Runs) -> float:
+        return cost(runs, name) / cost(runs, base)
+
+    shown, again = f"{over(results):.2f} ×", sorted(map(over, draws))  # noqa: RUF001
+    low, high = (f"{again[int(share * len(again))]:.2f}" for share in (_TAIL, 1 - _TAIL))
+    return shown if low == high else f"{shown}; {low}–{high}"  # noqa: RUF001
 
 
 def _completed(results: Runs, name: str) -> str:
